@@ -1,0 +1,130 @@
+"""Bytes from one descriptor to another, hashed on the way, by a few workers that each take whole files.
+
+The shape that reaches the speed of a plain copy: hashlib and file calls release the interpreter's lock, so two or three
+threads overlap reading, hashing and writing; 1 MiB buffers stay in the processor's cache between the three.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from threading import Lock, Thread
+
+from agent.store.errors import Cancelled
+from agent.store.fs import FileSystem, write_all
+
+CHUNK = 1 << 20
+_ZEROS = bytes(CHUNK)
+
+
+def never() -> bool:
+    """The answer of a caller who does not cancel."""
+    return False
+
+
+class Pace:
+    """A limit on bytes a second, shared by all workers, and the place where a cancel is noticed."""
+
+    def __init__(
+        self,
+        bytes_per_second: float | None = None,
+        cancelled: Callable[[], bool] = never,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._rate = bytes_per_second
+        self._cancelled = cancelled
+        self._progress = progress
+        self._lock = Lock()
+        self._free_at = 0.0
+        self._stopped = False
+        self.bytes = 0
+
+    def stop(self) -> None:
+        """End all workers at their next piece."""
+        self._stopped = True
+
+    def check(self) -> None:
+        """Raise Cancelled when asked to stop."""
+        if self._stopped or self._cancelled():
+            raise Cancelled
+
+    def passed(self, count: int) -> None:
+        """Account for ``count`` bytes; wait as long as the rate demands, in slices that notice a cancel."""
+        with self._lock:
+            self.bytes += count
+            if self._progress is not None:
+                self._progress(self.bytes)
+            if self._rate:
+                self._free_at = max(self._free_at, time.monotonic()) + count / self._rate
+            until = self._free_at
+        while self._rate and (left := until - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.1))
+        self.check()
+
+
+def hash_through(
+    fs: FileSystem,
+    source: int,
+    source_offset: int,
+    size: int,
+    buffer: memoryview,
+    pace: Pace,
+    target: int | None = None,
+    target_offset: int = 0,
+) -> tuple[int, str]:
+    """Read up to ``size`` bytes, write them to ``target`` if given, and return (bytes read, SHA-256 in hexadecimal).
+
+    Pieces that are all zero are not written: the target must be fresh, where a hole reads as zeros.
+    """
+    digest = hashlib.sha256()
+    done = 0
+    while done < size:
+        count = fs.read_into(source, buffer[: min(len(buffer), size - done)], source_offset + done)
+        if count == 0:
+            break
+        piece = buffer[:count]
+        digest.update(piece)
+        if target is not None and (piece[0] or piece != memoryview(_ZEROS)[:count]):
+            write_all(fs, target, piece, target_offset + done)
+        done += count
+        pace.passed(count)
+    return done, digest.hexdigest()
+
+
+def each(tasks: Sequence[Callable[[memoryview], None]], workers: int, pace: Pace) -> None:
+    """Run every task once, each with a buffer of its own worker; the first error ends all and is raised.
+
+    ``workers`` 0 runs them here, one after the other, without a thread.
+    """
+    if workers <= 0:
+        buffer = memoryview(bytearray(CHUNK))
+        for task in tasks:
+            pace.check()
+            task(buffer)
+        return
+    todo = list(reversed(tasks))
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        buffer = memoryview(bytearray(CHUNK))
+        try:
+            while True:
+                try:
+                    task = todo.pop()
+                except IndexError:
+                    return
+                pace.check()
+                task(buffer)
+        except BaseException as error:  # handed to the caller below
+            errors.append(error)
+            pace.stop()
+
+    threads = [Thread(target=work, name="segue-copy", daemon=True) for _ in range(min(workers, len(todo)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
