@@ -1,0 +1,95 @@
+"""The command `segue`: one table of commands, each imported when it is used, so that `segue status` starts quickly.
+
+Errors that a user can cause come up as SegueError and leave as one sentence on stderr: exit 2 for bad input, 1 for a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from agent.errors import SegueError
+
+# name -> (module, attribute, one line for --help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "init": ("cli.init", "command", "Write a commented run.toml to start from."),
+    "plan": ("cli.plan", "command", "Say how many segments, in which class, on which GPUs, and what it needs."),
+    "stage": ("cli.stage", "command", "Put dataset, weights and code into staging, once."),
+    "dag": ("cli.dag", "command", "Write the DAGMan workflow."),
+    "submit": ("cli.submit", "command", "Write the workflow and submit it."),
+    "status": ("cli.status", "command", "Where a run is: segments, attempts, commits, what is next."),
+    "logs": ("cli.logs", "command", "What the trainer and the agent said."),
+    "commits": ("cli.commits", "commits", "List a run's checkpoints in staging."),
+    "verify": ("cli.commits", "verify", "Read every byte of every commit and compare."),
+    "prune": ("cli.commits", "prune", "Remove commits that the retention does not ask for."),
+    "pull": ("cli.pull", "command", "Bring a checkpoint here, verified and unpacked."),
+    "serve": ("cli.serve", "command", "Serve a pulled policy and check it."),
+    "convert": ("cli.convert", "command", "Robot episodes to a LeRobot dataset."),
+    "image": ("cli.image", "command", "Build or push the training image."),
+    "login": ("cli.login", "command", "Keep a Weights & Biases key for jobs."),
+    "wandb": ("cli.wandb", "command", "Send what W&B wrote offline."),
+    "pool": ("cli.pool", "command", "A real HTCondor of your own, without root."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists COMMANDS and imports a command's module on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        found = getattr(importlib.import_module(module), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in --help, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="segue")
+def segue() -> None:
+    """Long trainings on short queues: one run.toml, a DAGMan workflow, an agent in each job."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("RICH_NO_COLOR", "1")
+    try:
+        result = segue.main(args=arguments, prog_name="segue", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        click.echo("segue: aborted", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SegueError as error:
+        click.echo(f"segue: error: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (`segue status | head`); nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        click.echo("segue: interrupted", err=True)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
