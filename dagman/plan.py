@@ -1,0 +1,105 @@
+"""How many segments a run needs, of which class, and what it needs in staging: arithmetic on spec and site, nothing else.
+
+A segment's usable time is its class's limit less the margin, restoring, starting up, and the last save and publish. Steps are
+bounded by what fits into that; the reserve covers evictions and steps slower than thought, and costs nothing when it is not needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from agent.config import Pace
+from agent.errors import BadInput
+from dagman.site import Gpu, Site
+from dagman.spec import Spec
+
+# A segment in reserve costs one PRE script of milliseconds, a missing one costs a new submission by hand.
+RESERVE_FRACTION = 0.5
+# One eviction in so many seconds of execution is assumed until a run has seen its own rate (used for the save interval alone).
+ASSUMED_MEAN_TIME_TO_EVICTION_S = 8 * 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. Times in seconds, sizes in bytes; ``segments`` includes ``reserve``."""
+
+    queue_class: str
+    limit_s: float
+    margin_s: float
+    usable_s: float
+    pace: Pace
+    steps_per_segment: int
+    needed: int
+    reserve: int
+    save_interval: int | None
+    queue_s: float
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def segments(self) -> int:
+        """Nodes of the chain."""
+        return self.needed + self.reserve
+
+    @property
+    def training_s(self) -> float:
+        """Execution time of the needed segments, without queueing."""
+        overhead = self.pace.startup_s + self.pace.restore_s + self.pace.save_s + self.pace.publish_s
+        return self.needed * overhead + self._steps * self.pace.step_s
+
+    _steps: int = 0
+
+
+def pace_of(spec: Spec, site: Site) -> Pace:
+    """The user's figures where given, else the site's estimates."""
+    def pick(name: str) -> float:
+        own: float | None = getattr(spec.pace, name)
+        return own if own is not None else float(getattr(site.defaults, name))
+
+    return Pace(pick("step_s"), pick("save_s"), pick("publish_s"), pick("restore_s"), pick("startup_s"))
+
+
+def young_daly_steps(save_s: float, step_s: float, mean_time_to_eviction_s: float) -> int:
+    """Steps between saves that lose least: sqrt(2 * cost of a save * mean time to failure) (Young 1974, Daly 2006)."""
+    return max(1, round(math.sqrt(2 * max(save_s, 0.01) * mean_time_to_eviction_s) / step_s))
+
+
+def make_plan(spec: Spec, site: Site) -> Plan:
+    """BadInput when the class is unknown, or too short for one step with its save and publish."""
+    name = spec.segments.queue_class or site.default_class
+    if name not in site.classes:
+        raise BadInput(f"segments.class: {name!r} is not a class of site {site.name}; there are {', '.join(site.classes)}")
+    limit = site.classes[name].limit_s
+    margin = spec.agent.margin_s if spec.agent.margin_s is not None else site.margin_s(name)
+    pace = pace_of(spec, site)
+    overhead = pace.startup_s + pace.restore_s + pace.save_s + pace.publish_s
+    usable = limit - margin - overhead
+    per_segment = math.floor(usable / pace.step_s + 1e-9)
+    if per_segment < 1:
+        enough = [other for other, entry in site.classes.items() if entry.limit_s - site.margin_s(other) - overhead >= pace.step_s]
+        remedy = f"take class {enough[0]}" if enough else "give smaller, measured values in [pace]"
+        raise BadInput(
+            f"segments.class: {name} ({limit:g} s) is shorter than one step plus one publish: margin {margin:g} s + start-up "
+            f"{pace.startup_s:g} s + restore {pace.restore_s:g} s + save {pace.save_s:g} s + publish {pace.publish_s:g} s + step "
+            f"{pace.step_s:g} s = {margin + overhead + pace.step_s:g} s; {remedy}"
+        )
+    interval = spec.segments.save_interval
+    if interval is not None and interval > per_segment and interval < spec.steps:
+        raise BadInput(
+            f"segments.save_interval: {interval} steps do not fit into one segment of class {name} (about {per_segment} steps): the run "
+            f"would redo the same steps for ever; at most {per_segment}, or leave it out and the agent chooses"
+        )
+    needed = spec.segments.count or math.ceil(spec.steps / per_segment)
+    reserve = spec.segments.reserve if spec.segments.reserve is not None else max(2, math.ceil(RESERVE_FRACTION * needed))
+    if needed + reserve > 10_000:
+        raise BadInput(f"steps: {spec.steps} steps of {pace.step_s:g} s make {needed} segments of class {name}; take a longer class")
+    fitting = tuple(site.fitting_gpus(spec.resources.gpu_memory_mb, spec.resources.gpu_capability))
+    if site.gpus and not fitting and (spec.resources.gpus is None or spec.resources.gpus > 0):
+        raise BadInput(
+            f"resources: no GPU of {site.title} has {spec.resources.gpu_memory_mb or 0} MB and capability "
+            f"{spec.resources.gpu_capability or 0:g}; the largest is {max(site.gpus, key=lambda gpu: gpu.memory_mb).name}"
+        )
+    return Plan(
+        queue_class=name, limit_s=limit, margin_s=margin, usable_s=usable, pace=pace, steps_per_segment=per_segment, needed=needed,
+        reserve=reserve, save_interval=interval, queue_s=site.defaults.queue_s, gpus=fitting, _steps=spec.steps,
+    )  # fmt: skip

@@ -1,0 +1,229 @@
+"""run.toml: what the user asks for, checked whole before anything is done.
+
+Strings that will stand in HTCondor's submit language are refused when they hold a newline or a macro; all others travel in job.json and
+reach the trainer unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from agent.errors import BadInput
+from dagman.toml import explain, read_toml
+
+RECIPES = ("reference", "openpi", "openpi-pytorch", "lerobot", "command")
+_SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _for_submit(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        raise ValueError("must be one line: it stands in a submit description, where a second line would be a second command")
+    if "$(" in text or "$$(" in text or "$ENV" in text or '"' in text:
+        raise ValueError("must not hold $( or $ENV or a double quote: it stands in a submit description, where HTCondor would expand it")
+    return text
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character: no program can be given one")
+    return text
+
+
+SubmitText = Annotated[str, AfterValidator(_for_submit)]
+Text = Annotated[str, AfterValidator(_no_nul)]
+
+
+def _relative_target(text: str) -> str:
+    parts = Path(text).parts
+    if not parts or Path(text).is_absolute() or ".." in parts:
+        raise ValueError("must be a path relative to the job's scratch directory, without ..")
+    if parts[0] in (".segue", "checkpoints", "logs"):
+        raise ValueError(f"must not lie under {parts[0]}/, which belongs to the agent or the trainer")
+    return text
+
+
+Target = Annotated[Text, AfterValidator(_relative_target)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Trainer(_Table):
+    """How training is started. ``args`` are given to the trainer word by word; ``options`` are the recipe's own (docs/recipes.md)."""
+
+    recipe: Literal["reference", "openpi", "openpi-pytorch", "lerobot", "command"]
+    python: Text | None = None
+    args: tuple[Text, ...] = ()
+    env: dict[str, Text] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("env")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a name of an environment variable")
+            if _SECRET.search(name):
+                raise ValueError(f"{name} looks like a secret, and run.toml is copied into jobs: for W&B use `segue login`")
+            if name.startswith(("SEGUE_", "_CONDOR_")):
+                raise ValueError(f"{name} is set by the agent or by HTCondor")
+        return value
+
+
+class Asset(_Table):
+    """A file or directory that jobs need: ``source`` here (relative to run.toml), ``target`` in the job's scratch directory."""
+
+    source: Text
+    target: Target
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+
+
+class Data(_Table):
+    """What is staged once. ``dataset``: a directory or file; ``dataset_target``: where the recipe looks unless said otherwise."""
+
+    dataset: Text | None = None
+    dataset_target: Target | None = None
+    assets: tuple[Asset, ...] = ()
+
+
+class Segments(_Table):
+    """The chain. ``class``: of the site; ``count``: instead of the plan's estimate; ``reserve``: segments beyond it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    queue_class: str | None = Field(default=None, alias="class")
+    count: int | None = Field(default=None, ge=1, le=10_000)
+    reserve: int | None = Field(default=None, ge=0, le=10_000)
+    save_interval: int | None = Field(default=None, ge=1)
+    resumable: bool = False
+
+
+class PaceGuess(_Table):
+    """Seconds, where the user knows them; the site's estimates otherwise, measurements as soon as there are any."""
+
+    step_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    startup_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    restore_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    save_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    publish_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class Retention(_Table):
+    """Commits to keep in staging: the newest ``keep``, every ``every``-th step, the best by the metric ``best``."""
+
+    keep: int = Field(default=2, ge=2)
+    every: int | None = Field(default=None, ge=1)
+    best: Text | None = None
+
+
+class Budget(_Table):
+    """What the run may occupy in staging."""
+
+    gb: float | None = Field(default=None, gt=0)
+    items: int | None = Field(default=None, ge=12)
+
+
+class ResourceRequest(_Table):
+    """What a segment asks of a machine; memory and disk in MB."""
+
+    gpus: int | None = Field(default=None, ge=0)
+    cpus: int | None = Field(default=None, ge=1)
+    memory_mb: int | None = Field(default=None, ge=1)
+    disk_mb: int | None = Field(default=None, ge=1)
+    gpu_memory_mb: int | None = Field(default=None, ge=1)
+    gpu_capability: float | None = Field(default=None, gt=0)
+    requirements: SubmitText | None = None
+
+
+class Container(_Table):
+    """The image jobs run in: `docker://…`, a .sif file or a sandbox directory that the machines see."""
+
+    image: Annotated[SubmitText, Field(min_length=1)]
+    transfer: bool = True
+
+
+class WandbTable(_Table):
+    """Weights & Biases; the key comes from `segue login` or ~/.netrc, never from here."""
+
+    project: Text
+    entity: Text | None = None
+    group: Text | None = None
+    tags: tuple[Text, ...] = ()
+    name: Text | None = None
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+    oauth: bool = False
+
+
+class AgentTable(_Table):
+    """The agent's own settings, in seconds unless named otherwise."""
+
+    telemetry_s: float = Field(default=15.0, gt=0)
+    hang_factor: float = Field(default=20.0, gt=1)
+    hang_min_s: float = Field(default=300.0, gt=0)
+    margin_s: float | None = Field(default=None, ge=0)
+    carry: tuple[Target, ...] = ()
+    checkpoint_exit: bool = False
+
+
+class Spec(_Table):
+    """run.toml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    site: str = "chtc"
+    user: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] | None = None
+    steps: int = Field(ge=1, le=999_999_999)
+    staging: Text | None = None
+    transfer_host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.@_-]*$")] | None = None
+    code: Text | None = None
+    trainer: Trainer
+    data: Data = Data()
+    segments: Segments = Segments()
+    pace: PaceGuess = PaceGuess()
+    retention: Retention = Retention()
+    budget: Budget = Budget()
+    resources: ResourceRequest = ResourceRequest()
+    container: Container | None = None
+    wandb: WandbTable | None = None
+    agent: AgentTable = AgentTable()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value.endswith((".tar", ".toml", ".dag")) or ".." in value:
+            raise ValueError("must not end in .tar, .toml or .dag, nor hold two dots in a row")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Spec:
+        if self.agent.checkpoint_exit and self.staging:
+            raise ValueError("agent.checkpoint_exit is for sites without a mounted staging: take `staging` out, or checkpoint_exit")
+        return self
+
+
+def _allowed_keys() -> dict[str, list[str]]:
+    tables: dict[str, type[BaseModel]] = {"": Spec, "data.assets": Asset}
+    for name, entry in Spec.model_fields.items():
+        for part in getattr(entry.annotation, "__args__", (entry.annotation,)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                tables[name] = part
+    return {table: [entry.alias or key for key, entry in model.model_fields.items()] for table, model in tables.items()}
+
+
+def load_spec(path: Path) -> Spec:
+    """Read and check a run.toml; BadInput names file, key and what is allowed, all findings at once."""
+    data = read_toml(path)
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(explain(error, str(path), _allowed_keys())) from None
+
+
+def workflow_directory(spec: Spec, run_toml: Path) -> Path:
+    """Where `segue dag` writes unless told otherwise: beside run.toml, named as the run; absolute."""
+    return run_toml.absolute().parent / spec.name

@@ -1,0 +1,63 @@
+"""Reading TOML and telling a person everything that is wrong with it, at once: file, key, what is allowed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent.errors import BadInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's content; BadInput with the line when it is not TOML, or not there."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; `segue init` writes one to start from") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a directory; give the run.toml in it") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _key(location: Iterable[str | int]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text or "(the whole file)"
+
+
+def explain(error: ValidationError, where: str, known: dict[str, list[str]] | None = None) -> str:
+    """One line for each finding, in the file's order; ``known``: allowed keys of each table, for unknown ones."""
+    lines = []
+    for entry in error.errors():
+        key = _key(entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            table = _key(entry["loc"][:-1]) if len(entry["loc"]) > 1 else ""
+            allowed = (known or {}).get(table)
+            text = "unknown key" + (f"; allowed here: {', '.join(allowed)}" if allowed else "")
+        elif entry["type"] == "missing":
+            text = "is required"
+        else:
+            text = entry["msg"].removeprefix("Value error, ")
+            text = text[:1].lower() + text[1:]
+            shown = entry.get("input")
+            if isinstance(shown, str | int | float | bool) and repr(shown) not in text:
+                text += f" (found {shown!r})"
+        lines.append(f"{where}: {key}: {text}")
+    if len(lines) == 1:
+        return lines[0]
+    return f"{where}: {len(lines)} things are wrong\n" + "\n".join(f"  {line.removeprefix(where + ': ')}" for line in lines)

@@ -1,0 +1,71 @@
+"""The thin writer: a workflow's files to the disk, each complete or not there; what a running DAGMan uses is not touched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from agent.errors import BadInput, SegueError
+from dagman.workflow import File, Workflow
+
+
+def _put(path: Path, data: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def running_dagman(workflow: Path, dag: str) -> int | None:
+    """Process id of a live DAGMan on this workflow on this machine, None when there is none."""
+    try:
+        words = (workflow / f"{dag}.lock").read_text(errors="replace").split()
+    except OSError:
+        return None
+    for word in words:
+        if word.isdigit() and "condor_dagman" in _command(int(word)):
+            return int(word)
+    return None
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def write_workflow(workflow: Workflow) -> list[Path]:
+    """Write all files and build the zipapps; returns their paths. SegueError when the disk refuses, BadInput when the DAG is running."""
+    from agent.bundle import build_agent, build_jobs
+
+    directory = workflow.directory
+    pid = running_dagman(directory, workflow.dag)
+    if pid is not None:
+        raise BadInput(f"{directory}: this workflow is running (condor_dagman, process {pid}); wait for it, or condor_rm its job, then generate again")
+    if directory.exists() and not (directory / "job.json").exists() and any(directory.iterdir()):
+        raise BadInput(f"{directory}: exists, is not empty and is no workflow directory: move it, or give another with --to")
+    written = []
+    try:
+        for sub in ("handovers", "logs", "scripts", "placeholder"):
+            (directory / sub).mkdir(parents=True, exist_ok=True)
+        for name, build in (("agent.pyz", build_agent), ("jobs.pyz", build_jobs)):
+            build(directory / name)
+            written.append(directory / name)
+        # job.json comes last: a directory that has it has everything.
+        for file in sorted(workflow.files, key=_job_last):
+            _put(directory / file.path, file.text.encode("utf-8"), file.mode)
+            written.append(directory / file.path)
+    except OSError as error:
+        raise SegueError(f"{error.filename or directory}: cannot write the workflow: {error.strerror}; nothing was submitted") from error
+    return written
+
+
+def _job_last(file: File) -> bool:
+    return file.path == "job.json"
