@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pool,train,sim,wandb,convert,serve,test]' >&2
 	@touch $@
 
+demo: $(STAMP)
+	@$(BIN)/python examples/reacher/demo.py
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

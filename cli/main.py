@@ -17,7 +17,11 @@ from agent.errors import SegueError
 # name -> (module, attribute, one line for --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "init": ("cli.init", "command", "Write a commented run.toml to start from."),
-    "plan": ("cli.plan", "command", "Say how many segments, in which class, on which GPUs, and what it needs."),
+    "plan": (
+        "cli.plan",
+        "command",
+        "Say how many segments, in which class, on which GPUs, and what it needs.",
+    ),
     "stage": ("cli.stage", "command", "Put dataset, weights and code into staging, once."),
     "dag": ("cli.dag", "command", "Write the DAGMan workflow."),
     "submit": ("cli.submit", "command", "Write the workflow and submit it."),

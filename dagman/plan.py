@@ -52,6 +52,7 @@ class Plan:
 
 def pace_of(spec: Spec, site: Site) -> Pace:
     """The user's figures where given, else the site's estimates."""
+
     def pick(name: str) -> float:
         own: float | None = getattr(spec.pace, name)
         return own if own is not None else float(getattr(site.defaults, name))
@@ -68,7 +69,9 @@ def make_plan(spec: Spec, site: Site) -> Plan:
     """BadInput when the class is unknown, or too short for one step with its save and publish."""
     name = spec.segments.queue_class or site.default_class
     if name not in site.classes:
-        raise BadInput(f"segments.class: {name!r} is not a class of site {site.name}; there are {', '.join(site.classes)}")
+        raise BadInput(
+            f"segments.class: {name!r} is not a class of site {site.name}; there are {', '.join(site.classes)}"
+        )
     limit = site.classes[name].limit_s
     margin = spec.agent.margin_s if spec.agent.margin_s is not None else site.margin_s(name)
     pace = pace_of(spec, site)
@@ -76,7 +79,11 @@ def make_plan(spec: Spec, site: Site) -> Plan:
     usable = limit - margin - overhead
     per_segment = math.floor(usable / pace.step_s + 1e-9)
     if per_segment < 1:
-        enough = [other for other, entry in site.classes.items() if entry.limit_s - site.margin_s(other) - overhead >= pace.step_s]
+        enough = [
+            other
+            for other, entry in site.classes.items()
+            if entry.limit_s - site.margin_s(other) - overhead >= pace.step_s
+        ]
         remedy = f"take class {enough[0]}" if enough else "give smaller, measured values in [pace]"
         raise BadInput(
             f"segments.class: {name} ({limit:g} s) is shorter than one step plus one publish: margin {margin:g} s + start-up "
@@ -90,9 +97,13 @@ def make_plan(spec: Spec, site: Site) -> Plan:
             f"would redo the same steps for ever; at most {per_segment}, or leave it out and the agent chooses"
         )
     needed = spec.segments.count or math.ceil(spec.steps / per_segment)
-    reserve = spec.segments.reserve if spec.segments.reserve is not None else max(2, math.ceil(RESERVE_FRACTION * needed))
+    reserve = (
+        spec.segments.reserve if spec.segments.reserve is not None else max(2, math.ceil(RESERVE_FRACTION * needed))
+    )
     if needed + reserve > 10_000:
-        raise BadInput(f"steps: {spec.steps} steps of {pace.step_s:g} s make {needed} segments of class {name}; take a longer class")
+        raise BadInput(
+            f"steps: {spec.steps} steps of {pace.step_s:g} s make {needed} segments of class {name}; take a longer class"
+        )
     fitting = tuple(site.fitting_gpus(spec.resources.gpu_memory_mb, spec.resources.gpu_capability))
     if site.gpus and not fitting and (spec.resources.gpus is None or spec.resources.gpus > 0):
         raise BadInput(

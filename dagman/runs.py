@@ -28,11 +28,15 @@ def find_run(text: str) -> RunPlace:
         else:
             given = workflow_directory(load_spec(given), given)
             if not (given / "job.json").is_file():
-                raise BadInput(f"{text}: not generated yet ({given} has no job.json): run `segue dag {text}` or `segue submit {text}`")
+                raise BadInput(
+                    f"{text}: not generated yet ({given} has no job.json): run `segue dag {text}` or `segue submit {text}`"
+                )
     if given.name == "job.json" and given.is_file():
         given = given.parent
     if not given.exists():
         raise BadInput(f"{text}: no such file or directory; give a run.toml or the directory that `segue dag` wrote")
     if not (given / "job.json").is_file():
-        raise BadInput(f"{text}: not a workflow directory (it has no job.json); give a run.toml or the directory that `segue dag` wrote")
+        raise BadInput(
+            f"{text}: not a workflow directory (it has no job.json); give a run.toml or the directory that `segue dag` wrote"
+        )
     return RunPlace(given.resolve(), load(given / "job.json"))

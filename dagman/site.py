@@ -147,7 +147,11 @@ class Site(_Data):
 
 def shipped_sites() -> list[str]:
     """Names of the sites that come with segue."""
-    return sorted(Path(entry.name).stem for entry in resources.files("dagman").joinpath("sites").iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        Path(entry.name).stem
+        for entry in resources.files("dagman").joinpath("sites").iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def load_site(name: str, beside: Path) -> Site:
@@ -161,7 +165,9 @@ def load_site(name: str, beside: Path) -> Site:
         text = resources.files("dagman").joinpath("sites", f"{name}.toml")
         data, where = read_toml(Path(str(text))), f"site {name}"
     else:
-        raise BadInput(f"run.site: no site named {name!r}; there are {', '.join(shipped_sites())}, or give the path of a site file (….toml)")
+        raise BadInput(
+            f"run.site: no site named {name!r}; there are {', '.join(shipped_sites())}, or give the path of a site file (….toml)"
+        )
     try:
         return Site.model_validate({"name": Path(name).stem, **data})
     except ValidationError as error:

@@ -10,7 +10,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from agent.errors import BadInput
 from dagman.toml import explain, read_toml
@@ -22,9 +30,13 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def _for_submit(text: str) -> str:
     if "\n" in text or "\r" in text:
-        raise ValueError("must be one line: it stands in a submit description, where a second line would be a second command")
+        raise ValueError(
+            "must be one line: it stands in a submit description, where a second line would be a second command"
+        )
     if "$(" in text or "$$(" in text or "$ENV" in text or '"' in text:
-        raise ValueError("must not hold $( or $ENV or a double quote: it stands in a submit description, where HTCondor would expand it")
+        raise ValueError(
+            "must not hold $( or $ENV or a double quote: it stands in a submit description, where HTCondor would expand it"
+        )
     return text
 
 
@@ -70,7 +82,9 @@ class Trainer(_Table):
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"{name!r} is not a name of an environment variable")
             if _SECRET.search(name):
-                raise ValueError(f"{name} looks like a secret, and run.toml is copied into jobs: for W&B use `segue login`")
+                raise ValueError(
+                    f"{name} looks like a secret, and run.toml is copied into jobs: for W&B use `segue login`"
+                )
             if name.startswith(("SEGUE_", "_CONDOR_")):
                 raise ValueError(f"{name} is set by the agent or by HTCondor")
         return value
@@ -202,7 +216,9 @@ class Spec(_Table):
     @model_validator(mode="after")
     def _together(self) -> Spec:
         if self.agent.checkpoint_exit and self.staging:
-            raise ValueError("agent.checkpoint_exit is for sites without a mounted staging: take `staging` out, or checkpoint_exit")
+            raise ValueError(
+                "agent.checkpoint_exit is for sites without a mounted staging: take `staging` out, or checkpoint_exit"
+            )
         return self
 
 

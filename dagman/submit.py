@@ -67,7 +67,11 @@ def _log(places: Places, output: str) -> list[Line]:
     return [
         Line("output", f"logs/{output}.out"),
         Line("error", f"logs/{output}.err"),
-        Line("log", str(places.directory / "events.log"), "one event log for the whole run: `segue status` reads it and never polls the queue"),
+        Line(
+            "log",
+            str(places.directory / "events.log"),
+            "one event log for the whole run: `segue status` reads it and never polls the queue",
+        ),
         Line("notification", "never"),
     ]
 
@@ -78,14 +82,24 @@ def _requirements(site: Site, spec: Spec, own: str | None = None, staging: bool 
         parts.append(f"({own})")
     if not parts:
         return []
-    why = "only machines that mount staging (the site's guide: file-avail-largedata)" if site.staging.requirement and staging else ""
+    why = (
+        "only machines that mount staging (the site's guide: file-avail-largedata)"
+        if site.staging.requirement and staging
+        else ""
+    )
     return [Line("requirements", " && ".join(parts), why)]
 
 
 def _environment(places: Places) -> list[Line]:
     if not places.search_path:
         return []
-    return [Line("environment", f'"PATH={places.search_path}"', "this machine's own Python runs the agent and the trainer; nothing else is passed on")]
+    return [
+        Line(
+            "environment",
+            f'"PATH={places.search_path}"',
+            "this machine's own Python runs the agent and the trainer; nothing else is passed on",
+        )
+    ]
 
 
 def segment(spec: Spec, site: Site, places: Places) -> Description:
@@ -98,27 +112,46 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
     lines = [
         *_container(spec),
         Line("executable", str(places.directory / "agent.pyz")),
-        Line("arguments", '"run --config job.json --segment $(segment) --class $(class) --handover handover.json"'),
+        Line(
+            "arguments",
+            '"run --config job.json --segment $(segment) --class $(class) --handover handover.json"',
+        ),
         Line("initialdir", str(places.directory)),
         *_environment(places),
         Line("should_transfer_files", "YES"),
         Line("transfer_input_files", ", ".join(inputs)),
     ]
     if places.wandb_key is not None:
-        lines[-1] = Line("transfer_input_files", ", ".join(inputs), "the W&B key travels as a file of mode 0600; only its path is in the job ad")
+        lines[-1] = Line(
+            "transfer_input_files",
+            ", ".join(inputs),
+            "the W&B key travels as a file of mode 0600; only its path is in the job ad",
+        )
     outputs = ["handover.json"]
     lines += [
-        Line("when_to_transfer_output", "ON_EXIT", "checkpoints go to staging while training runs; an eviction has nothing to transfer"),
+        Line(
+            "when_to_transfer_output",
+            "ON_EXIT",
+            "checkpoints go to staging while training runs; an eviction has nothing to transfer",
+        ),
         Line("transfer_output_files", ", ".join(outputs)),
         Line("transfer_output_remaps", '"handover.json = handovers/segment-$(segment).json"'),
     ]
     if spec.agent.checkpoint_exit:
         lines += [
-            Line("checkpoint_exit_code", str(CHECKPOINT), "no staging is mounted: HTCondor moves the checkpoints, and restarts the job with them"),
+            Line(
+                "checkpoint_exit_code",
+                str(CHECKPOINT),
+                "no staging is mounted: HTCondor moves the checkpoints, and restarts the job with them",
+            ),
             Line("transfer_checkpoint_files", "segue-store, handover.json"),
         ]
     lines += [
-        Line("kill_sig", "SIGTERM", "the agent publishes what is complete and leaves; only this key, or hold and remove would differ"),
+        Line(
+            "kill_sig",
+            "SIGTERM",
+            "the agent publishes what is complete and leaves; only this key, or hold and remove would differ",
+        ),
         Line("job_max_vacate_time", "600"),
         Line("request_cpus", str(ask.cpus or default.cpus)),
         Line("request_memory", f"{ask.memory_mb or default.memory_mb}MB"),
@@ -127,7 +160,13 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
     if gpus:
         lines.append(Line("request_gpus", str(gpus)))
         if ask.gpu_memory_mb:
-            lines.append(Line("gpus_minimum_memory", str(ask.gpu_memory_mb), "memory and capability rather than a card's name: more machines match"))
+            lines.append(
+                Line(
+                    "gpus_minimum_memory",
+                    str(ask.gpu_memory_mb),
+                    "memory and capability rather than a card's name: more machines match",
+                )
+            )
         if ask.gpu_capability:
             lines.append(Line("gpus_minimum_capability", f"{ask.gpu_capability:g}"))
     for number, text in enumerate(site.submit.segment):
@@ -143,12 +182,21 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
     if site.avoid_failed_machine:
         lines += _avoid(places, lines)
     lines += _log(places, "segment-$(segment)")
-    return Description(f"One segment of run {spec.name}: resume from the newest commit in staging, train, hand over before the limit.", lines)
+    return Description(
+        f"One segment of run {spec.name}: resume from the newest commit in staging, train, hand over before the limit.",
+        lines,
+    )
 
 
 def _avoid(places: Places, lines: Sequence[Line]) -> list[Line]:
     path = places.directory / "avoid" / "segment-$(segment).sub"
-    return [Line(f"include ifexist : {path}", "", "a retry avoids the machine that failed: the PRE script writes this file from the last handover")]
+    return [
+        Line(
+            f"include ifexist : {path}",
+            "",
+            "a retry avoids the machine that failed: the PRE script writes this file from the last handover",
+        )
+    ]
 
 
 def helper(spec: Spec, site: Site, places: Places, node: str) -> Description:

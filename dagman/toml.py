@@ -60,4 +60,6 @@ def explain(error: ValidationError, where: str, known: dict[str, list[str]] | No
         lines.append(f"{where}: {key}: {text}")
     if len(lines) == 1:
         return lines[0]
-    return f"{where}: {len(lines)} things are wrong\n" + "\n".join(f"  {line.removeprefix(where + ': ')}" for line in lines)
+    return f"{where}: {len(lines)} things are wrong\n" + "\n".join(
+        f"  {line.removeprefix(where + ': ')}" for line in lines
+    )

@@ -7,6 +7,7 @@ stage -> segment_000 -> segment_001 -> ... -> consolidate, and a FINAL node that
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,10 +50,14 @@ def check_path(path: Path, what: str) -> None:
     bad = sorted(set(str(path)) & _UNSAFE)
     if bad:
         shown = " ".join("a space" if char == " " else "a line feed" if char == "\n" else char for char in bad)
-        raise BadInput(f"{str(path)!r}: {what} holds {shown}, which DAG and submit files cannot carry in a path: move it, or give another with --to")
+        raise BadInput(
+            f"{str(path)!r}: {what} holds {shown}, which DAG and submit files cannot carry in a path: move it, or give another with --to"
+        )
     for forbidden in ("/tmp", "/var/tmp"):
         if path.is_relative_to(forbidden) and what == "the workflow directory":
-            raise BadInput(f"{path}: DAGMan refuses to keep its log under {forbidden}: put run.toml somewhere else, or give another directory with --to")
+            raise BadInput(
+                f"{path}: DAGMan refuses to keep its log under {forbidden}: put run.toml somewhere else, or give another directory with --to"
+            )
 
 
 def fingerprint(spec: Spec, inputs: Sequence[InputArchive], code: InputArchive | None) -> dict[str, str]:
@@ -93,7 +98,16 @@ def job_config(
     if spec.wandb is not None:
         given = spec.wandb
         own = f"{spec.name}-{hashlib.sha256(f'{staging}/{spec.name}'.encode()).hexdigest()[:8]}".replace(".", "-")
-        wandb = Wandb(given.project, given.id or own, given.entity, given.group or spec.name, given.tags, given.name or spec.name, given.mode, wandb_key)
+        wandb = Wandb(
+            given.project,
+            given.id or own,
+            given.entity,
+            given.group or spec.name,
+            given.tags,
+            given.name or spec.name,
+            given.mode,
+            wandb_key,
+        )
     # Every class of the site travels: a segment's class is in its VARS, and may be changed there without a new job.json.
     classes = {name: ClassLimit(entry.limit_s) for name, entry in site.classes.items()}
     room = int(spec.budget.gb * 1e9) if spec.budget.gb is not None else site.staging.bytes
@@ -150,7 +164,7 @@ def make_dag(spec: Spec, site: Site, plan: Plan, directory: Path, norm_stats: bo
     ]
     last = Node("consolidate", str(directory / "consolidate.sub"), retries=site.retries, unless_exit=PERMANENT)
     nodes = [*first, *segments, last]
-    edges = [(parent.name, child.name) for parent, child in zip(nodes, nodes[1:], strict=False)]
+    edges = [(parent.name, child.name) for parent, child in itertools.pairwise(nodes)]
     summary = Script(str(directory / "scripts/final"), ("$DAG_STATUS", "$FAILED_COUNT"))
     return Dag(
         nodes,
@@ -181,7 +195,9 @@ def generate(
         check_path(Path(job.staging), "staging")
     for forbidden in site.submit_forbidden_under:
         if directory.is_relative_to(forbidden):
-            raise BadInput(f"{directory}: site {site.name} forbids submitting from {forbidden}: put run.toml under your home directory")
+            raise BadInput(
+                f"{directory}: site {site.name} forbids submitting from {forbidden}: put run.toml under your home directory"
+            )
     norm_stats = bool(spec.trainer.options.get("norm_stats")) and spec.trainer.recipe.startswith("openpi")
     dag = make_dag(spec, site, plan, directory, norm_stats)
     config = f"# DAGMan looks at the event log this often (seconds); a hand-over between segments takes one to two of these.\nDAGMAN_USER_LOG_SCAN_INTERVAL = {site.scan_interval_s}\n"

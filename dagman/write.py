@@ -48,9 +48,13 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     directory = workflow.directory
     pid = running_dagman(directory, workflow.dag)
     if pid is not None:
-        raise BadInput(f"{directory}: this workflow is running (condor_dagman, process {pid}); wait for it, or condor_rm its job, then generate again")
+        raise BadInput(
+            f"{directory}: this workflow is running (condor_dagman, process {pid}); wait for it, or condor_rm its job, then generate again"
+        )
     if directory.exists() and not (directory / "job.json").exists() and any(directory.iterdir()):
-        raise BadInput(f"{directory}: exists, is not empty and is no workflow directory: move it, or give another with --to")
+        raise BadInput(
+            f"{directory}: exists, is not empty and is no workflow directory: move it, or give another with --to"
+        )
     written = []
     try:
         for sub in ("handovers", "logs", "scripts", "placeholder"):
@@ -63,7 +67,9 @@ def write_workflow(workflow: Workflow) -> list[Path]:
             _put(directory / file.path, file.text.encode("utf-8"), file.mode)
             written.append(directory / file.path)
     except OSError as error:
-        raise SegueError(f"{error.filename or directory}: cannot write the workflow: {error.strerror}; nothing was submitted") from error
+        raise SegueError(
+            f"{error.filename or directory}: cannot write the workflow: {error.strerror}; nothing was submitted"
+        ) from error
     return written
 
 

@@ -1,0 +1,40 @@
+"""`segue dag`: write the workflow, submit nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run_toml", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    help="Workflow directory (default: beside run.toml, named as the run).",
+)
+@click.option("--dry-run", is_flag=True, help="Print the files instead of writing them.")
+@click.option(
+    "--accept-change",
+    multiple=True,
+    metavar="FIELD",
+    help="Resume the run although this field of its configuration changed.",
+)
+def command(run_toml: Path, to: Path | None, dry_run: bool, accept_change: tuple[str, ...]) -> None:
+    """Write the DAGMan workflow of RUN_TOML; `condor_submit_dag` on the .dag file runs it."""
+    from dagman.prepare import ask, prepare
+    from dagman.write import write_workflow
+
+    workflow = prepare(ask(run_toml), to, accept_change)
+    if dry_run:
+        for file in workflow.files:
+            click.echo(f"==> {workflow.directory / file.path}")
+            click.echo(file.text)
+        return
+    write_workflow(workflow)
+    click.echo(str(workflow.directory / workflow.dag))
+    click.echo(
+        f"next: condor_submit_dag {workflow.directory / workflow.dag}   (or: segue submit {run_toml})",
+        err=True,
+    )

@@ -1,0 +1,40 @@
+"""`segue init`: a commented run.toml to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.errors import BadInput, SegueError
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--site", default="chtc", show_default=True, help="Site to run at.")
+@click.option("--preset", help="Start from a preset, e.g. pi0-lora.")
+@click.option("--name", help="Name of the run (default: the directory's).")
+def command(directory: Path, site: str, preset: str | None, name: str | None) -> None:
+    """Write DIRECTORY/run.toml, commented. Refuses to replace one."""
+    from dagman.presets import initial_text
+    from dagman.spec import Spec
+
+    chosen = name or directory.absolute().name
+    pattern = next(m.pattern for m in Spec.model_fields["name"].metadata if hasattr(m, "pattern"))
+    import re
+
+    if not re.fullmatch(pattern, chosen):
+        raise BadInput(
+            f"{chosen!r} cannot name a run (letters, digits, dot, underscore, hyphen; at most 64): give one with --name"
+        )
+    text = initial_text(chosen, site, preset)
+    target = directory / "run.toml"
+    if target.exists():
+        raise BadInput(f"{target}: exists already; remove it, or name another directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SegueError(f"{target}: cannot be written: {error.strerror}") from error
+    click.echo(str(target))
+    click.echo(f"next: edit it, then segue plan {target}", err=True)

@@ -1,0 +1,74 @@
+"""`segue plan`: what a run.toml means, before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run_toml", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(run_toml: Path, as_json: bool) -> None:
+    """Say how many segments RUN_TOML needs, in which class, on which GPUs."""
+    from cli.output import console, duration, table
+    from dagman.prepare import ask
+    from dagman.presets import warnings
+
+    asked = ask(run_toml)
+    plan, spec, site = asked.plan, asked.spec, asked.site
+    notes = warnings(asked)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "run": spec.name,
+                    "site": site.name,
+                    "steps": spec.steps,
+                    "class": plan.queue_class,
+                    "limit_s": plan.limit_s,
+                    "margin_s": plan.margin_s,
+                    "usable_s": plan.usable_s,
+                    "steps_per_segment": plan.steps_per_segment,
+                    "segments": plan.segments,
+                    "needed": plan.needed,
+                    "reserve": plan.reserve,
+                    "training_s": plan.training_s,
+                    "pace": vars(plan.pace),
+                    "save_interval": plan.save_interval,
+                    "gpus": [
+                        {"name": g.name, "count": g.machines * g.per_machine, "memory_mb": g.memory_mb}
+                        for g in plan.gpus
+                    ],
+                    "staging": str(asked.staging),
+                    "warnings": notes,
+                }
+            )
+        )
+        return
+    out = console()
+    out.print(
+        f"{spec.name}: {spec.steps} steps at {site.title}, class {plan.queue_class} ({duration(plan.limit_s)}, {site.classes[plan.queue_class].share})"
+    )
+    pace = plan.pace
+    out.print(
+        f"  one segment: {duration(plan.limit_s)} less margin {duration(plan.margin_s)}, start-up {duration(pace.startup_s)}, restore "
+        f"{duration(pace.restore_s)}, save {duration(pace.save_s)}, publish {duration(pace.publish_s)} = {duration(plan.usable_s)} of training"
+    )
+    out.print(
+        f"  {plan.steps_per_segment} steps of {duration(pace.step_s)} a segment: {plan.needed} segments, and {plan.reserve} in reserve that cost nothing unused"
+    )
+    out.print(f"  about {duration(plan.training_s)} of machine time, and the queue {plan.needed} times")
+    out.print(f"  checkpoints in {asked.staging / 'segue' / spec.name}")
+    if plan.gpus:
+        out.print("")
+        rows = [
+            [g.name, f"{g.memory_mb / 1024:.0f} GB", f"{g.capability:g}", str(g.machines * g.per_machine)]
+            for g in plan.gpus
+        ]
+        out.print(table(["GPUs that fit", "memory", "capability", "count"], rows))
+    for note in notes:
+        click.echo(f"segue: warning: {note}", err=True)
+    click.echo(f"next: segue submit {run_toml}   (or segue dag {run_toml} to look at the files first)", err=True)

@@ -1,0 +1,77 @@
+"""`segue status`: where a run is, read from event log, handovers and staging."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(run: str, as_json: bool) -> None:
+    """Show where RUN is (a run.toml or a workflow directory). Reads files only; the queue is never asked."""
+    from cli.output import console, duration, size, table
+    from dagman.history import read_history
+    from dagman.runs import find_run
+    from dagman.status import as_data
+
+    place = find_run(run)
+    history = read_history(place)
+    now = time.time()
+    if as_json:
+        click.echo(json.dumps(as_data(history, now)))
+        return
+    out = console()
+    share = 100 * min(history.step, history.steps) / history.steps
+    out.print(f"{history.run}: {history.state}, step {history.step} of {history.steps} ({share:.0f}%)")
+    if history.reason:
+        out.print(f"  {history.reason}", markup=False)
+    rows = []
+    skipped = [s.number for s in history.segments if s.state == "skipped"]
+    waiting = [s.number for s in history.segments if s.state == "waiting"]
+    for segment in history.segments:
+        if segment.state in ("skipped", "waiting"):
+            continue
+        handover = segment.handover or {}
+        last = segment.attempts[-1] if segment.attempts else None
+        spent = sum((a.ended or now) - a.began for a in segment.attempts)
+        rows.append(
+            [
+                segment.node,
+                segment.queue_class,
+                segment.state,
+                str(len(segment.attempts)),
+                str(segment.evictions),
+                str(handover.get("step", "")),
+                duration(spent) if segment.attempts else "",
+                (last.machine or "") if last else "",
+            ]
+        )
+    if rows:
+        out.print(table(["segment", "class", "state", "attempts", "evictions", "step", "ran", "machine"], rows))
+    if skipped:
+        out.print(f"  skipped: {_ranges(skipped)} (the run was complete)")
+    if waiting:
+        out.print(f"  {'not needed' if history.state == 'complete' else 'not yet submitted'}: {_ranges(waiting)}")
+    if history.commit is not None:
+        out.print(
+            f"  newest commit {history.commit.name}, {size(history.commit.bytes)}, {duration(max(0.0, now - history.commit.at))} old"
+        )
+    elif not history.staging_visible:
+        out.print("  staging is not mounted here: steps come from handovers")
+    else:
+        out.print("  no commit yet")
+    click.echo(f"next: {history.next}", err=True)
+
+
+def _ranges(numbers: list[int]) -> str:
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

@@ -1,0 +1,121 @@
+"""Finding the log of an attempt: kept ones in staging (compressed, evicted attempts too), the newest of each node in the workflow
+directory, a running one through condor_tail.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import BadInput, SegueError
+from dagman.history import read_history
+from dagman.runs import RunPlace
+
+_KEPT = re.compile(r"(\d{6,})\.log\.gz")
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Log:
+    """One log file; ``epoch`` is None for a node's stdout in the workflow directory."""
+
+    path: Path
+    node: str
+    epoch: int | None
+
+
+def _segment_of(store: Path, epoch: int) -> str:
+    try:
+        data = json.loads((store / "epochs" / f"{epoch:06d}.json").read_text(encoding="utf-8"))
+        return f"segment_{int(data['segment']):03d}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "segment"
+
+
+def list_logs(place: RunPlace) -> list[Log]:
+    """Kept attempts by epoch, then the nodes' own output files."""
+    store = place.job.store_root
+    found = []
+    if (store / "logs").is_dir():
+        for path in sorted((store / "logs").iterdir()):
+            match = _KEPT.fullmatch(path.name)
+            if match is not None:
+                found.append(Log(path, _segment_of(store, int(match[1])), int(match[1])))
+    for path in sorted((place.directory / "logs").glob("*.out")):
+        found.append(Log(path, path.stem.replace("-", "_"), None))
+    return found
+
+
+def _choose(place: RunPlace, attempt: int | None, segment: int | None) -> list[Path]:
+    logs = list_logs(place)
+    if attempt is not None:
+        for log in logs:
+            if log.epoch == attempt:
+                return [log.path]
+        kept = ", ".join(str(log.epoch) for log in logs if log.epoch is not None)
+        raise BadInput(f"--attempt {attempt}: no log of that attempt; there are {kept or 'none yet'}")
+    if segment is None:
+        handovers = [log for log in logs if log.epoch is not None]
+        if handovers:
+            return [handovers[-1].path]
+        written = [log for log in logs if log.path.stat().st_size]
+        if not written:
+            raise BadInput(f"{place.directory}: nothing has run yet: segue status {place.directory}")
+        newest = max(written, key=lambda log: log.path.stat().st_mtime)
+        return _both(newest.path)
+    out = place.directory / "logs" / f"segment-{segment:03d}.out"
+    if not out.is_file():
+        raise BadInput(
+            f"--segment {segment}: no log of that segment (it has not ended yet, or was skipped): segue status {place.directory}"
+        )
+    return _both(out)
+
+
+def _both(out: Path) -> list[Path]:
+    error = out.with_suffix(".err")
+    return [out, error] if error.is_file() and error.stat().st_size else [out]
+
+
+def read_log(place: RunPlace, attempt: int | None = None, segment: int | None = None) -> Iterator[str]:
+    """The text of one attempt's log, in pieces. BadInput when there is none."""
+    for path in _choose(place, attempt, segment):
+        try:
+            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+                while piece := file.read(_PIECE):
+                    yield piece.decode("utf-8", errors="replace")
+        except (OSError, EOFError) as error:
+            raise SegueError(f"{path}: cannot be read to its end: {error}") from error
+
+
+def follow_running(place: RunPlace) -> Iterator[str]:
+    """The output of the running attempt as it grows, through condor_tail; ends when the attempt ends."""
+    history = read_history(place)
+    running = [a for s in history.segments for a in s.attempts if a.outcome == "running"]
+    if not running:
+        yield from read_log(place)
+        return
+    program = shutil.which("condor_tail")
+    if program is None:
+        raise SegueError(
+            "condor_tail is not on PATH: follow a running attempt on the access point (or in `segue pool run -- …`)"
+        )
+    process = subprocess.Popen([program, "-follow", running[-1].job], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    began = time.monotonic()
+    said = False
+    try:
+        while piece := process.stdout.readline():
+            said = True
+            yield piece.decode("utf-8", errors="replace")
+    finally:
+        process.terminate()
+        _, errors = process.communicate()
+    if not said and process.returncode not in (0, -15) and time.monotonic() - began < 60:
+        raise SegueError(f"condor_tail: {errors.decode(errors='replace').strip() or 'no output'}")

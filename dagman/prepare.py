@@ -1,0 +1,180 @@
+"""From run.toml to a checked workflow: what `segue plan`, `dag` and `submit` share. It reads; dagman.write writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config import InputArchive
+from agent.errors import BadInput
+from dagman import submit
+from dagman.inputs import InputRequest, resolve_inputs
+from dagman.plan import Plan, make_plan
+from dagman.site import Site, load_site
+from dagman.spec import Spec, load_spec, workflow_directory
+from dagman.workflow import Workflow, check_path, fingerprint, generate, job_config, staging_of
+
+# Where recipes look for the dataset unless run.toml says otherwise, relative to the scratch directory; {name}: of the dataset.
+DATASET_TARGETS = {
+    "reference": "inputs/dataset",
+    "command": "inputs/dataset",
+    "openpi": ".cache/huggingface/lerobot/local/{name}",
+    "openpi-pytorch": ".cache/huggingface/lerobot/local/{name}",
+    "lerobot": ".cache/huggingface/lerobot/local/{name}",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run.toml that was read and planned; ``run_toml`` and ``staging`` are absolute."""
+
+    run_toml: Path
+    spec: Spec
+    site: Site
+    plan: Plan
+    staging: Path
+
+
+def ask(run_toml: Path) -> Asked:
+    """Read, check and plan; BadInput for anything wrong in run.toml."""
+    run_toml = run_toml.expanduser().absolute()
+    if run_toml.is_dir() and (run_toml / "run.toml").is_file():
+        run_toml = run_toml / "run.toml"
+    spec = load_spec(run_toml)
+    try:
+        site = load_site(spec.site, run_toml.parent)
+        plan = make_plan(spec, site)
+    except BadInput as error:
+        raise BadInput(f"{run_toml}: {error}") from None
+    return Asked(run_toml, spec, site, plan, staging_of(spec, site, run_toml))
+
+
+def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
+    """What run.toml wants in staging; sources are absolute."""
+    here = run_toml.parent
+    wanted = []
+    if spec.data.dataset is not None:
+        source = (here / Path(spec.data.dataset).expanduser()).absolute()
+        target = spec.data.dataset_target or DATASET_TARGETS[spec.trainer.recipe].format(name=source.name)
+        wanted.append(InputRequest("dataset", source, target))
+    for asset in spec.data.assets:
+        source = (here / Path(asset.source).expanduser()).absolute()
+        wanted.append(InputRequest(asset.name or source.name.lstrip(".") or "asset", source, asset.target))
+    names = [entry.name for entry in wanted]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"{run_toml}: data.assets: two inputs are named {name!r}: give each its own `name`")
+    return wanted
+
+
+def record_path(run_toml: Path) -> Path:
+    """What `segue stage` writes beside run.toml: digests of staged inputs, for machines that do not have the sources."""
+    return run_toml.with_name(f"{run_toml.stem}.staged.json")
+
+
+def search_path(site: Site) -> str:
+    """PATH for jobs of a site whose machines are this machine: the Python that runs segue comes first. Empty elsewhere."""
+    if "{this}" not in site.python:
+        return ""
+    directory = Path(sys.executable).parent
+    check_path(directory, "the directory of this Python")
+    return f"{directory}:/usr/local/bin:/usr/bin:/bin"
+
+
+def code_archive(asked: Asked) -> InputArchive | None:
+    """The user's checkout as an archive entry, None when run.toml names none."""
+    if asked.spec.code is None:
+        return None
+    from dagman.code import resolve_code
+
+    return resolve_code(
+        (asked.run_toml.parent / Path(asked.spec.code).expanduser()).absolute(), record_path(asked.run_toml)
+    )
+
+
+def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] = ()) -> Workflow:
+    """The whole workflow, checked against the staging directory where it is visible from here."""
+    spec, site = asked.spec, asked.site
+    directory = to.expanduser().absolute() if to is not None else workflow_directory(spec, asked.run_toml)
+    check_path(directory, "the workflow directory")
+    inputs = resolve_inputs(requests(spec, asked.run_toml), record_path(asked.run_toml))
+    if "{this}" not in site.python:
+        # Jobs of a real site do not see the access point's disk: `segue stage` is the only road.
+        inputs = [InputArchive(e.name, e.archive, e.sha256, e.bytes, e.target) for e in inputs]
+    code = code_archive(asked)
+    check_staging(asked)
+    check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
+    key = None
+    if spec.wandb is not None and spec.wandb.mode != "offline" and not spec.wandb.oauth:
+        from dagman.wandb_key import key_file
+
+        key = key_file()
+    job = job_config(spec, site, asked.plan, asked.staging, inputs, code, accept_change, key.name if key else None)
+    places = submit.Places(directory, search_path(site), key)
+    text = asked.run_toml.read_text(encoding="utf-8")
+    return generate(spec, site, asked.plan, directory, job, text, places)
+
+
+def check_staging(asked: Asked) -> None:
+    """BadInput when staging should be visible from here and is missing or read-only."""
+    spec, site, staging = asked.spec, asked.site, asked.staging
+    if spec.agent.checkpoint_exit:
+        return
+    visible = spec.staging is not None or not site.access_points or site.is_here()
+    if not visible:
+        return
+    if not staging.is_dir():
+        if "{directory}" in site.staging.path and spec.staging is None and not staging.exists():
+            return  # the local site's own directory: the writer makes it
+        raise BadInput(f"{asked.run_toml}: staging: {staging} is not a directory here: make it, or correct `staging`")
+    if not os.access(staging, os.W_OK | os.X_OK):
+        raise BadInput(
+            f"{asked.run_toml}: staging: {staging} is not writable by you here: correct its mode, or give another `staging`"
+        )
+    if os.statvfs(staging).f_flag & os.ST_RDONLY:
+        raise BadInput(f"{asked.run_toml}: staging: {staging} is mounted read-only here: give another `staging`")
+
+
+def check_fingerprint(asked: Asked, wanted: dict[str, str], accept_change: Sequence[str]) -> None:
+    """BadInput when the run's name is taken in staging by another configuration; the agent checks again at each claim."""
+    if asked.spec.agent.checkpoint_exit:
+        return
+    path = asked.staging / "segue" / asked.spec.name
+    before = recorded_fingerprint(path)
+    if before is None:
+        return
+    unknown = [name for name in accept_change if name not in wanted and name not in before]
+    if unknown:
+        raise BadInput(
+            f"--accept-change {unknown[0]}: no such field; there are {', '.join(sorted({*wanted, *before}))}"
+        )
+    lines = [
+        f"  {name}: was {before[name]}, is now {wanted.get(name, '(not set)')}"
+        for name in sorted(before)
+        if before[name] != wanted.get(name) and name not in accept_change
+    ]
+    if lines:
+        flags = " ".join(f"--accept-change {line.split(':')[0].strip()}" for line in lines)
+        raise BadInput(
+            f"{asked.run_toml}: name: run {asked.spec.name!r} was begun in {path} with another configuration:\n"
+            + "\n".join(lines)
+            + f"\ngive the new run another `name`, or accept the change for the old one: {flags}"
+        )
+
+
+def recorded_fingerprint(run: Path) -> dict[str, str] | None:
+    """The fingerprint that the newest claim recorded (run.json's before any claim), None when the run has not begun."""
+    candidates = sorted((run / "epochs").glob("[0-9]*.json"), reverse=True) if (run / "epochs").is_dir() else []
+    for path in [*candidates, run / "run.json"]:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found = data.get("fingerprint") if isinstance(data, dict) else None
+        if isinstance(found, dict):
+            return {str(key): str(value) for key, value in found.items()}
+    return None

@@ -1,0 +1,152 @@
+"""Presets (dagman/presets/*.toml) and what `segue init` makes of them; warnings that `segue plan` gives before the queue does."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from agent.errors import BadInput
+from dagman.prepare import Asked
+from dagman.site import load_site, shipped_sites
+from dagman.toml import read_toml
+
+
+def presets() -> list[str]:
+    """Names of the shipped presets."""
+    folder = resources.files("dagman").joinpath("presets")
+    return (
+        sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+        if folder.is_dir()
+        else []
+    )
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset's tables, as in run.toml; BadInput for an unknown name."""
+    if name not in presets():
+        raise BadInput(f"--preset {name}: no such preset; there are {', '.join(presets())}")
+    return read_toml(Path(str(resources.files("dagman").joinpath("presets", f"{name}.toml"))))
+
+
+def warnings(asked: Asked) -> list[str]:
+    """What is legal and still likely to hurt."""
+    spec, site, plan = asked.spec, asked.site, asked.plan
+    found = []
+    if asked.site.gpus:
+        count = sum(gpu.machines * gpu.per_machine for gpu in plan.gpus)
+        everything = sum(gpu.machines * gpu.per_machine for gpu in site.gpus)
+        if count <= everything // 4:
+            found.append(
+                f"resources: only {count} of {everything} GPUs fit; less gpu_memory_mb or gpu_capability would shorten the queue"
+            )
+    if spec.retention.every is not None:
+        found.append("retention.every: each kept checkpoint counts against the quota in staging until `segue prune`")
+    options = spec.trainer.options
+    if spec.trainer.recipe == "openpi":
+        if options.get("fresh_seed", True):
+            found.append(
+                "trainer.options.fresh_seed: each attempt gets its own --seed, because OpenPI starts its data order anew at every resume"
+            )
+        if spec.data.dataset is None and not spec.data.assets:
+            found.append("data: no dataset and no assets are staged: every job would have to download them")
+    for asset in spec.data.assets:
+        if not (asked.run_toml.parent / Path(asset.source).expanduser()).exists():
+            found.append(
+                f"data.assets: {asset.source} is not on this machine; it must have been staged from where it is"
+            )
+    return found
+
+
+def initial_text(name: str, site_name: str, preset: str | None) -> str:
+    """A commented run.toml. Without a preset: the reference recipe at `local`, a `command` elsewhere."""
+    site = load_site(site_name, Path())
+    if preset is not None:
+        return _from_preset(name, site_name, load_preset(preset))
+    recipe = "reference" if site_name == "local" else "command"
+    trainer = ['recipe = "reference"', 'args = ["--batch-size", "64"]'] if recipe == "reference" else [
+        'recipe = "command"                    # docs/recipes.md: how your program learns where to resume and when to end',
+        'python = "python3"',
+        'args = ["train.py", "--out", "{checkpoint_dir}", "--from-step", "{resume_step}", "--last-step", "{last_step}"]',
+    ]  # fmt: skip
+    classes = ", ".join(f"{key} {entry.limit_s:g} s" for key, entry in site.classes.items())
+    return "\n".join(
+        [
+            f"# {name}: one training. `segue plan run.toml` says what it means, `segue submit run.toml` runs it.",
+            f'name = "{name}"                      # unique among your runs in staging',
+            f'site = "{site_name}"                     # {", ".join(shipped_sites())}, or the path of a site file',
+            "steps = 600                           # optimizer updates of the whole training",
+            '# staging = "/path"                   # default: the site\'s',
+            '# code = "../my-checkout"             # travels as one archive; the image stays',
+            "",
+            "[trainer]",
+            *trainer,
+            '# env = { NAME = "value" }            # never a secret: for W&B use `segue login`',
+            "",
+            "[data]",
+            'dataset = "data"                      # a directory or file beside this one; staged once, by digest',
+            "",
+            "[segments]",
+            f'class = "{site.default_class}"                       # {classes}',
+            "# save_interval = 100                 # steps; the agent chooses when left out",
+            "",
+            "[pace]                                # seconds, where you know them; measured as soon as the first segment ran",
+            f"step_s = {site.defaults.step_s:g}",
+            "",
+            "[retention]",
+            "keep = 2                              # newest checkpoints kept in staging; every = N keeps each N-th step too",
+            "",
+            "# [resources]                         # gpus, cpus, memory_mb, disk_mb, gpu_memory_mb, gpu_capability",
+            '# [container]                         # image = "docker://…"',
+            '# [wandb]                             # project = "…", entity, group, tags, name, mode',
+            "",
+        ]
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(entry) for entry in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(entry)}" for key, entry in value.items()) + " }"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
+
+
+def _from_preset(name: str, site_name: str, preset: dict[str, Any]) -> str:
+    lines = [
+        f"# {name}: {preset.get('title', 'a training')}. `segue plan run.toml` says what it means, `segue submit run.toml` runs it.",
+        f'name = "{name}"',
+        f'site = "{site_name}"',
+        f"steps = {preset.get('steps', 25_000)}",
+        '# code = "../openpi"                  # your checkout travels as one archive; the image stays',
+        "",
+    ]
+    if "container" not in preset:
+        lines += ["[container]", 'image = "docker://YOUR-ACCOUNT/openpi:1"   # images/: how it is built', ""]
+    if "data" not in preset:
+        lines += [
+            "[data]",
+            'dataset = "my_dataset"                # a LeRobot dataset: the directory that has meta/ and data/',
+            "",
+        ]
+    for table, values in preset.items():
+        if not isinstance(values, dict):
+            continue
+        lines.append(f"[{table}]")
+        for key, value in values.items():
+            if not isinstance(value, dict):
+                lines.append(f"{key} = {_value(value)}")
+        for key, value in values.items():
+            if isinstance(value, dict):
+                lines += [
+                    "",
+                    f"[{table}.{key}]",
+                    *(f"{inner} = {_value(entry)}" for inner, entry in value.items()),
+                ]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""Giving a .dag file to HTCondor with its own condor_submit_dag, so that `segue submit` does what a person would do by hand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from agent.errors import SegueError
+
+_CLUSTER = re.compile(r"submitted to cluster (\d+)")
+
+
+def submit_dag(dag: Path) -> int:
+    """Submit; returns the cluster of DAGMan's own job. SegueError with HTCondor's own words when it refuses.
+
+    A rescue file makes DAGMan go on from it; where an earlier DAG ended without one, its leftovers are replaced (-f), because
+    staging says where the run is.
+    """
+    program = shutil.which("condor_submit_dag")
+    if program is None:
+        raise SegueError(
+            "condor_submit_dag is not on PATH: submit on an access point, or on a pool of your own with `segue pool up` and "
+            "`segue pool run -- segue submit …`"
+        )
+    rescue = sorted(dag.parent.glob(f"{dag.name}.rescue[0-9][0-9][0-9]"))
+    options = [] if rescue else ["-f"]
+    # The name in the queue; DAGMan's default would be the path of the file.
+    options += ["-batch-name", f"segue {dag.stem}", "-notification", "never"]
+    done = subprocess.run([program, *options, str(dag)], cwd=dag.parent, capture_output=True, text=True, check=False)
+    found = _CLUSTER.search(done.stdout)
+    if done.returncode != 0 or found is None:
+        said = " ".join((done.stderr.strip() or done.stdout.strip()).split())
+        raise SegueError(f"{dag}: HTCondor refused the workflow: {said[-600:] or f'exit {done.returncode}'}")
+    return int(found[1])

@@ -1,0 +1,52 @@
+"""Where the W&B key lies on the access point: a file of mode 0600, transferred into the sandbox; never an environment variable."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import stat
+from pathlib import Path
+
+from agent.errors import BadInput
+
+HOST = "api.wandb.ai"
+
+
+def key_path() -> Path:
+    """The file that `segue login` writes."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "segue" / "wandb.key"
+
+
+def write_key(key: str) -> Path:
+    """Keep a key, mode 0600 from its first byte on."""
+    path = key_path()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key.strip() + "\n")
+    temporary.replace(path)
+    return path
+
+
+def from_netrc() -> str | None:
+    """The key that `wandb login` left in ~/.netrc."""
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        found = netrc.netrc(str(path)).authenticators(HOST)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return found[2] if found and found[2] else None
+
+
+def key_file() -> Path | None:
+    """The key file to transfer, made from ~/.netrc when only that has the key; None without a key. BadInput when others can read it."""
+    path = key_path()
+    if not path.exists():
+        key = from_netrc()
+        return write_key(key) if key else None
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise BadInput(f"{path}: others can read it (mode {mode:o}): chmod 600 {path}")
+    return path
