@@ -1,0 +1,159 @@
+"""A piece of work in a forked child at low priority: everything that touches staging, so that a hung mount cannot hang the agent.
+
+The child speaks JSON lines over a pipe: reports while it works, one result at the end. It ends with its work, keeps no descriptor of
+the agent's, dies with the agent, and can be killed at any call: the store is built for that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from agent.loop import Loop, forget_signals
+from agent.processes import die_with_parent
+
+Report = Callable[[dict[str, Any]], None]
+Work = Callable[[Report], dict[str, Any]]
+
+running: set[int] = set()
+"""Process ids of the errands under way: not to be taken for orphans of a trainer."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an errand ended: ``error`` is the exception's class name, empty when all went well; ``seconds`` it took."""
+
+    value: dict[str, Any]
+    error: str = ""
+    message: str = ""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+
+class Errand:
+    """Started by its construction. ``silent_s``: killed when it says nothing for so long (then the error is ``Hung``)."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        work: Work,
+        done: Callable[[Outcome], None],
+        *,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        silent_s: float = 300.0,
+        low_priority: bool = True,
+    ) -> None:
+        self._loop = loop
+        self._done = done
+        self._report = report
+        self._began = self._heard = time.monotonic()
+        self._silent_s = silent_s
+        self._buffer = b""
+        self._outcome: Outcome | None = None
+        self.finished = False
+        agent = os.getpid()
+        self._fd, writer = os.pipe()
+        os.set_blocking(self._fd, False)
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(agent, writer, work, low_priority)
+        os.close(writer)
+        running.add(self.pid)
+        loop.watch(self._fd, self._readable)
+        self._watchdog = loop.every(min(silent_s, 5.0), self._watch)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return
+        self._heard = time.monotonic()
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "report" in message:
+                if self._report is not None:
+                    self._report(message["report"])
+            else:
+                self._outcome = Outcome(
+                    message.get("value") or {},
+                    message.get("error", ""),
+                    message.get("message", ""),
+                    time.monotonic() - self._began,
+                )
+        if not data or self._outcome is not None:
+            self._end(
+                self._outcome or Outcome({}, "Killed", "the process that works on staging ended without a result")
+            )
+
+    def _watch(self) -> None:
+        silent = time.monotonic() - self._heard
+        if silent >= self._silent_s:
+            self._kill()
+            self._end(Outcome({}, "Hung", f"staging did not answer for {silent:.0f} s", time.monotonic() - self._began))
+
+    def _kill(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def cancel(self) -> None:
+        """Kill it; ``done`` is called with the error ``Cancelled``."""
+        if not self.finished:
+            self._kill()
+            self._end(Outcome({}, "Cancelled", "cancelled", time.monotonic() - self._began))
+
+    def _end(self, outcome: Outcome) -> None:
+        if self.finished:
+            return
+        self.finished = True
+        running.discard(self.pid)
+        self._watchdog.cancel()
+        self._loop.forget(self._fd)
+        os.close(self._fd)
+        self._done(outcome)
+
+
+def _child(agent: int, writer: int, work: Work, low_priority: bool) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        forget_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        die_with_parent(agent)
+        os.set_inheritable(writer, False)
+        kept = os.dup2(writer, 3, inheritable=False) if writer != 3 else 3
+        os.closerange(4, 4096)
+        os.setsid()
+
+        def say(message: dict[str, Any]) -> None:
+            view = memoryview(json.dumps(message).encode() + b"\n")
+            while view:
+                view = view[os.write(kept, view) :]
+
+        try:
+            if low_priority:
+                from agent.store import lower_priority
+
+                lower_priority()
+            say({"value": work(lambda report: say({"report": report}))})
+        except Exception as error:
+            say({"error": type(error).__name__, "message": str(error) or repr(error), "value": _details(error)})
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _details(error: Exception) -> dict[str, Any]:
+    """The plain attributes of an error (errno, missing bytes), so that the agent can decide by them."""
+    return {key: value for key, value in vars(error).items() if isinstance(value, (str, int, float, bool))}

@@ -1,0 +1,184 @@
+"""What a trainer's end means, by exit code, signal and its last lines: try again here, on another machine, or never.
+
+Each class has one sentence with the reason and what to do. Three starts that get no further than the same step end the run's node:
+a fourth would not differ. Evictions are not failures and are never counted here.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from agent.keeper import Ended
+
+SAME_STEP_STARTS = 3
+MOST_RESTARTS = 12
+
+
+class Verdict(Enum):
+    """What to do about a failure."""
+
+    HERE = "restart here from the last good checkpoint"
+    ELSEWHERE = "exit 75: another machine may do better"
+    NEVER = "exit 78: no retry can help"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """``kind`` is the class's short name (handover), ``sentence`` says what happened and what to do."""
+
+    kind: str
+    verdict: Verdict
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    kind: str
+    pattern: re.Pattern[str]
+    verdict: Verdict
+    sentence: str
+
+
+def _rule(kind: str, pattern: str, verdict: Verdict, sentence: str) -> _Rule:
+    return _Rule(kind, re.compile(pattern), verdict, sentence)
+
+
+# The first that matches one of the last lines, newest line first, decides; so the more specific stand first.
+_RULES = (
+    _rule(
+        "gpu-lost",
+        r"Xid|fallen off the bus|uncorrectable ECC|ECC error|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL|NO_DEVICE|UNKNOWN)"
+        r"|no CUDA-capable device|[Uu]nable to determine the device handle|GPU is lost|CUDA driver initialization failed|NVML.*Unknown Error",
+        Verdict.ELSEWHERE,
+        "the GPU failed on this machine; the segment goes on elsewhere",
+    ),
+    _rule(
+        "gpu-memory",
+        r"CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|RESOURCE_EXHAUSTED|OutOfMemoryError|out of memory while trying to allocate",
+        Verdict.HERE,
+        "the GPU's memory is too small for this batch; use a smaller batch, LoRA, or ask for a GPU with more memory",
+    ),
+    _rule(
+        "no-space",
+        r"No space left on device|Disk quota exceeded|ENOSPC",
+        Verdict.ELSEWHERE,
+        "the disk is full; raise request_disk, or keep fewer checkpoints in scratch",
+    ),
+    _rule(
+        "import-error",
+        r"^(?:ModuleNotFoundError|ImportError)\b",
+        Verdict.NEVER,
+        "the trainer's program lacks a module; it belongs into the image, or python names the wrong interpreter",
+    ),
+    _rule(
+        "network",
+        r"ConnectionError|Connection (?:refused|reset)|Temporary failure in name resolution|Name or service not known|Max retries exceeded"
+        r"|ReadTimeout|Network is unreachable|HTTP(?:Error)?:? (?:429|5\d\d)",
+        Verdict.ELSEWHERE,
+        "the trainer wanted something from the network and did not get it; stage it as an input, or try another machine",
+    ),
+    _rule(
+        "not-a-number",
+        r"(?i)\bloss\b.{0,20}\b(?:is|became|=|:)\s*nan\b|FloatingPointError|nan (?:loss|detected|encountered|gradient)|non-finite (?:loss|gradient)",
+        Verdict.HERE,
+        "the loss is no number any more; training goes back to the last checkpoint, lower the learning rate when it comes again",
+    ),
+    _rule(
+        "host-memory",
+        r"^MemoryError\b|Cannot allocate memory|std::bad_alloc",
+        Verdict.HERE,
+        "the job's memory is used up; raise request_memory or use fewer data workers",
+    ),
+    _rule(
+        "missing-data",
+        r"^FileNotFoundError\b|No such file or directory",
+        Verdict.NEVER,
+        "the trainer did not find a file that it needs; check the inputs and their targets",
+    ),
+    _rule(
+        "arguments",
+        r"^usage: |error: (?:the following arguments|unrecognized arguments|argument )",
+        Verdict.NEVER,
+        "the trainer does not understand its arguments; check args in run.toml",
+    ),
+)
+_NODE_SIGNALS = (signal.SIGBUS, signal.SIGILL)
+
+
+def classify(
+    ended: Ended, lines: Sequence[str], *, stepped: bool, resumed: bool, out_of_memory: bool, hung: bool
+) -> Failure:
+    """The class of a trainer's unwanted end.
+
+    ``stepped``: this start made a step; ``resumed``: it began from a checkpoint; ``out_of_memory``: the control group killed
+    something for memory meanwhile; ``hung``: the agent ended it because no step came.
+    """
+    if hung:
+        return Failure(
+            "hang", Verdict.HERE, "the trainer made no step for too long and was ended; its stacks are in the log"
+        )
+    if out_of_memory:
+        return Failure(
+            "host-memory", Verdict.HERE, "the job's memory was used up and the kernel killed it; raise request_memory"
+        )
+    found = _by_lines(lines, stepped)
+    if found is not None and ended.signal is None:
+        return found
+    if ended.signal in _NODE_SIGNALS:
+        return Failure(
+            "node-fault",
+            Verdict.ELSEWHERE,
+            f"the trainer was {ended.text}, which points to the machine or a foreign instruction set",
+        )
+    if ended.signal is not None and found is None:
+        return Failure("killed", Verdict.HERE, f"the trainer was {ended.text}")
+    if found is not None:
+        return found
+    if ended.exit_code == 0:
+        return Failure("early-end", Verdict.HERE, "the trainer ended without an error before its last step")
+    if ended.exit_code in (126, 127):
+        return Failure(
+            "not-found", Verdict.NEVER, "the trainer's program cannot be executed; check python and args in run.toml"
+        )
+    if not stepped and not resumed:
+        return Failure(
+            "start", Verdict.NEVER, f"the trainer failed before its first step ({ended.text}); its last lines say why"
+        )
+    return Failure("unknown", Verdict.HERE, f"the trainer failed with {ended.text}; its last lines say more")
+
+
+def _by_lines(lines: Sequence[str], stepped: bool) -> Failure | None:
+    for line in reversed(lines):
+        for rule in _RULES:
+            if rule.pattern.search(line):
+                verdict = rule.verdict
+                if verdict is Verdict.NEVER and stepped:
+                    verdict = Verdict.HERE  # it did run; something is odd, and three starts will tell
+                return Failure(rule.kind, verdict, rule.sentence)
+    return None
+
+
+class Restarts:
+    """Counts starts that got no further: ``same`` of them in a row ended at ``step`` or before."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.same = 0
+        self.step = -1
+
+    def note(self, step: int) -> None:
+        """A start failed when ``step`` updates were done."""
+        self.total += 1
+        if step > self.step:
+            self.step = step
+            self.same = 1
+        else:
+            self.same += 1
+
+    @property
+    def exhausted(self) -> bool:
+        return self.same >= SAME_STEP_STARTS

@@ -1,0 +1,55 @@
+"""The small record that a segment sends back when it ends (docs/architecture.md): data here, one atomic write to disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass
+class Handover:
+    """Fields and units as in docs/architecture.md; filled in while the attempt goes on."""
+
+    run: str
+    segment: int
+    queue_class: str
+    steps: int
+    epoch: int = 0
+    state: str = "running"
+    exit_code: int | None = None
+    reason: str = ""
+    machine: str = ""
+    slot: str = ""
+    job_id: str = ""
+    began: float = 0.0
+    ended: float | None = None
+    restored: dict[str, Any] | None = None
+    step: int = 0
+    commit: str | None = None
+    commits: list[dict[str, Any]] = field(default_factory=list)
+    redone_steps: int = 0
+    starts: int = 0
+    pace: dict[str, float] = field(default_factory=dict)
+    goodput: dict[str, float] = field(default_factory=dict)
+    failure: dict[str, Any] | None = None
+    last_lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    def as_json(self) -> dict[str, Any]:
+        """With the keys of the contract."""
+        fields = asdict(self)
+        fields["class"] = fields.pop("queue_class")
+        return fields
+
+
+def write(handover: Handover, path: Path) -> None:
+    """Write the record under its name in one step, so that nobody ever reads half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(handover.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

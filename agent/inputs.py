@@ -1,0 +1,42 @@
+"""Inputs and code come from staging as archives named by their digest; they are unpacked into the scratch directory once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.config import InputArchive, JobConfig
+from agent.errors import BadInput, SegueError
+
+
+class InputMissing(SegueError):
+    """An input archive is not in staging (or not readable now)."""
+
+
+def wanted(job: JobConfig) -> list[InputArchive]:
+    """All archives that this job needs in scratch."""
+    return [*job.inputs, *([job.code] if job.code is not None else [])]
+
+
+def fetch(job: JobConfig, scratch: Path) -> list[str]:
+    """Unpack what is not there yet; returns the targets. Raises InputMissing, BadInput for a target outside scratch, SegueError."""
+    placed = []
+    for entry in wanted(job):
+        target = (scratch / entry.target).resolve()
+        if scratch.resolve() not in target.parents:
+            raise BadInput(
+                f"job.json: input {entry.name!r} has target {entry.target!r}, which is outside the job's directory"
+            )
+        mark = scratch / ".segue" / "inputs" / entry.sha256
+        if mark.exists() and target.exists():
+            continue
+        archive = job.inputs_root / entry.archive
+        if not archive.is_file():
+            raise InputMissing(f"{archive}: input {entry.name!r} is not in staging; `segue stage` puts it there")
+        from agent.pack import unpack
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unpack(archive, target, entry.sha256)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        placed.append(entry.target)
+    return placed

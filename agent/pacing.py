@@ -1,0 +1,142 @@
+"""How many steps fit, and how often to save: pure functions over measured times.
+
+The planned end of a segment must redo nothing, so the last step is one whose checkpoint can still be saved and published. Between,
+a save costs time and an eviction costs the steps since the last one: Young's and Daly's interval balances the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from agent.config import Pace
+
+_SLACK = 1.25
+_EXIT_S = 0.3
+_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What the run has seen so far, carried in each commit's manifest. ``measured``: the step time is no mere estimate.
+
+    ``observed_s``: seconds of slots used by the run; ``interruptions``: attempts that did not end as planned.
+    """
+
+    pace: Pace
+    measured: bool = False
+    observed_s: float = 0.0
+    interruptions: int = 0
+
+    def carried(self) -> dict[str, float]:
+        """As a manifest's ``pace``."""
+        pace = self.pace
+        return {
+            "step_s": pace.step_s,
+            "save_s": pace.save_s,
+            "publish_s": pace.publish_s,
+            "restore_s": pace.restore_s,
+            "startup_s": pace.startup_s,
+            "observed_s": self.observed_s,
+            "interruptions": float(self.interruptions),
+        }
+
+
+def from_carried(estimate: Pace, carried: Mapping[str, float]) -> Experience:
+    """Measurements of earlier attempts where there are any, the plan's estimate otherwise."""
+    known = {
+        name: float(value)
+        for name in ("step_s", "save_s", "publish_s", "restore_s", "startup_s")
+        if isinstance(value := carried.get(name), (int, float)) and math.isfinite(value) and value >= 0
+    }
+    return Experience(
+        replace(estimate, **known),
+        measured="step_s" in known,
+        observed_s=float(carried.get("observed_s", 0.0)),
+        interruptions=int(carried.get("interruptions", 0)),
+    )
+
+
+def cautious(before: float, measured: float) -> float:
+    """The next estimate of a duration that varies: up at once, down slowly."""
+    return measured if measured >= before else 0.5 * before + 0.5 * measured
+
+
+def tail_s(pace: Pace) -> float:
+    """Seconds from the end of the last step until its checkpoint is published, with slack for one slow try."""
+    return _SLACK * (pace.save_s + pace.publish_s) + _EXIT_S
+
+
+def publish_need_s(pace: Pace) -> float:
+    """Seconds that a finished checkpoint needs to be published."""
+    return _SLACK * pace.publish_s + _EXIT_S
+
+
+def stop_time(pace: Pace, usable: float) -> float:
+    """Unix time at which a trainer that is asked between two steps must be asked to stop."""
+    return usable - tail_s(pace) - pace.step_s
+
+
+def last_step(experience: Experience, resume: int, steps: int, now: float, usable: float) -> int:
+    """The last step that a trainer started now can reach, save and have published by ``usable``; ``resume`` when none fits."""
+    pace = experience.pace
+    slack = 1.03 if experience.measured else 1.15
+    room = usable - now - pace.startup_s - tail_s(pace)
+    if pace.step_s <= 0:
+        return steps
+    return max(resume, min(steps, resume + math.floor(room / (pace.step_s * slack))))
+
+
+def save_interval(experience: Experience, resume: int, last: int, limit_s: float) -> int:
+    """Steps between saves: Young's interval with Daly's correction for the rate of interruptions seen so far.
+
+    One interruption per class limit is assumed before any was seen, so that the first estimate errs to the careful side.
+    Sources: J. W. Young, CACM 17 (1974) 530; J. T. Daly, FGCS 22 (2006) 303, eq. 37.
+    """
+    pace = experience.pace
+    between = (experience.observed_s + limit_s) / (experience.interruptions + 1)
+    cost = max(pace.save_s + 0.1 * pace.publish_s, 0.05)
+    if cost < 2 * between:
+        ratio = cost / (2 * between)
+        seconds = math.sqrt(2 * cost * between) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - cost
+    else:
+        seconds = between
+    seconds = max(seconds, 1.5 * pace.publish_s, cost)
+    span = max(1, last - resume)
+    interval = max(1, math.ceil(seconds / max(pace.step_s, 1e-6)))
+    if interval >= span:
+        return span
+    return math.ceil(span / round(span / interval))
+
+
+class StepClock:
+    """Seconds per step as seen from progress reports, saves included; steps and times of the current start only."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        self.first: tuple[float, int] | None = None
+        self.last: tuple[float, int] | None = None
+
+    def report(self, now: float, step: int) -> bool:
+        """Note that ``step`` updates are done; False when that is nothing new."""
+        if self.last is not None and step <= self.last[1]:
+            return False
+        if self.first is None:
+            self.first = (now, step)
+        self.last = (now, step)
+        self._seen.append(self.last)
+        return True
+
+    def step_s(self) -> float | None:
+        """Seconds per step over the recent reports; None before two of them."""
+        if len(self._seen) < 2:
+            return None
+        (begin, low), (end, high) = self._seen[0], self._seen[-1]
+        return max(1e-6, (end - begin) / (high - low))
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough was seen to believe the rate."""
+        return len(self._seen) >= 3 and self._seen[-1][0] - self._seen[0][0] > 0.5

@@ -1,0 +1,212 @@
+"""From a finished checkpoint to a commit, while training goes on.
+
+A finished checkpoint is hard-linked at once, because the trainer may delete it, and published by an errand. When the trainer is
+faster than staging, the newest one waiting goes next and older ones are dropped. Staging that is away is tried again with one warning.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.errand import Errand, Outcome, Report
+from agent.loop import Loop
+from agent.recipes.base import Finished, Recipe, Start
+
+_FIRST_RETRY_S = 2.0
+_LONGEST_RETRY_S = 30.0
+_FULL_LOOK_S = 5.0
+_COST_SHARE = 1000.0
+
+PublishWork = Callable[[Finished, Path, Report], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A snapshot that waits to be published."""
+
+    finished: Finished
+    snapshot: Path
+
+
+class Publisher:
+    """Watches one checkpoint root at a time (``watch``) and publishes what is finished in it."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        directory: Path,
+        publish: PublishWork,
+        every: int | None,
+        on_commit: Callable[[dict[str, Any]], None],
+        on_trouble: Callable[[Outcome], None],
+        silent_s: float,
+    ) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._publish = publish
+        self._every = every
+        self._on_commit = on_commit
+        self._on_trouble = on_trouble
+        self._silent_s = silent_s
+        self._recipe: Recipe | None = None
+        self._start: Start | None = None
+        self._root = ""
+        self._seen: tuple[int, int] | None = None
+        self._full_at = 0.0
+        self._full_every = _FULL_LOOK_S
+        self._snapshotting: Errand | None = None
+        self._publishing: Errand | None = None
+        self._current: Waiting | None = None
+        self._waiting: list[Waiting] = []
+        self._retry_s = 0.0
+        self._retry_at = 0.0
+        self._number = 0
+        self._failed_snapshots = 0
+        self.finished_step = 0
+        """Step of the newest finished checkpoint known, published or not."""
+        self.finished_at: float | None = None
+        self.committed_step = 0
+        self.halted = False
+        """Set when nothing more must be published (superseded, told to leave)."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being linked or published, nothing waits."""
+        return self._snapshotting is None and self._publishing is None and not self._waiting
+
+    @property
+    def unpublished(self) -> bool:
+        """A finished checkpoint is not yet a commit."""
+        return not self.idle or self.finished_step > self.committed_step
+
+    def watch(self, recipe: Recipe, start: Start, step: int) -> None:
+        """Look for checkpoints beyond ``step`` made by this start."""
+        self._recipe, self._start = recipe, start
+        self._root = str(recipe.checkpoint_root(start))
+        self._seen = None
+        self._full_at = 0.0
+        self.finished_step = step
+        self.finished_at = None
+        self.committed_step = max(self.committed_step, step)
+
+    def look(self, thoroughly: bool = False) -> None:
+        """See whether the trainer has finished another checkpoint; cheap unless the root has changed."""
+        if self._recipe is None or self._start is None or self.halted or self._snapshotting is not None:
+            return
+        now = time.monotonic()
+        try:
+            stat = os.stat(self._root)  # noqa: PTH116
+            seen = (stat.st_mtime_ns, stat.st_nlink)
+        except OSError:
+            return
+        if not thoroughly and seen == self._seen and now < self._full_at:
+            return
+        self._seen = seen
+        found = [one for one in self._recipe.finished(self._start) if one.step > self.finished_step]
+        self._full_every = max(_FULL_LOOK_S, (time.monotonic() - now) * _COST_SHARE)
+        self._full_at = now + self._full_every
+        if found:
+            chosen = [one for one in found[:-1] if self._every and one.step % self._every == 0] + found[-1:]
+            self._snapshot(chosen[0])
+
+    def _snapshot(self, finished: Finished) -> None:
+        self._number += 1
+        self._directory.mkdir(parents=True, exist_ok=True)
+        waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}")
+
+        def work(report: Report) -> dict[str, Any]:
+            from agent.store import snapshot
+
+            snapshot(finished.root, finished.paths, waiting.snapshot)
+            return {}
+
+        def done(outcome: Outcome) -> None:
+            self._snapshotting = None
+            if outcome.ok:
+                self._failed_snapshots = 0
+                self.finished_step = finished.step
+                self.finished_at = time.time()
+                self._add(waiting)
+            else:
+                self._failed_snapshots += 1
+                if self._failed_snapshots >= 3:
+                    self.finished_step = finished.step
+                    self._failed_snapshots = 0
+                    self._on_trouble(outcome)
+            self.look(thoroughly=True)
+
+        self._snapshotting = Errand(self._loop, work, done, silent_s=self._silent_s, low_priority=False)
+
+    def _add(self, waiting: Waiting) -> None:
+        for older in [one for one in self._waiting if not (self._every and one.finished.step % self._every == 0)]:
+            self._waiting.remove(older)
+            _discard(older.snapshot)
+        self._waiting.append(waiting)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start the next publish when none is under way and no pause after a failure is due."""
+        if self.halted or self._publishing is not None or not self._waiting or time.monotonic() < self._retry_at:
+            return
+        current = self._waiting.pop(0)
+        self._current = current
+        self._publishing = Errand(
+            self._loop,
+            lambda report: self._publish(current.finished, current.snapshot, report),
+            self._published,
+            silent_s=self._silent_s,
+        )
+
+    def _published(self, outcome: Outcome) -> None:
+        current, self._current, self._publishing = self._current, None, None
+        assert current is not None
+        if outcome.ok:
+            self._retry_s = self._retry_at = 0.0
+            self.committed_step = max(self.committed_step, current.finished.step)
+            _discard(current.snapshot)
+            self._on_commit({**outcome.value, "seconds": outcome.seconds})
+        elif outcome.error in ("StoreUnavailable", "Hung", "Killed", "NoRoom", "OSError"):
+            self._again(current)
+            self._on_trouble(outcome)
+        else:
+            _discard(current.snapshot)
+            self._on_trouble(outcome)
+        self.go_on()
+
+    def _again(self, current: Waiting) -> None:
+        """Try later; a newer one that waits takes its place."""
+        if self._waiting and not (self._every and current.finished.step % self._every == 0):
+            _discard(current.snapshot)
+        else:
+            self._waiting.insert(0, current)
+        self._retry_s = min(_LONGEST_RETRY_S, self._retry_s * 2 or _FIRST_RETRY_S)
+        self._retry_at = time.monotonic() + self._retry_s
+        self._loop.after(self._retry_s + 0.01, self.go_on)
+
+    def halt(self) -> None:
+        """Publish nothing more and stop what is under way."""
+        self.halted = True
+        for errand in (self._snapshotting, self._publishing):
+            if errand is not None:
+                errand.cancel()
+        self._waiting.clear()
+
+
+def _discard(snapshot: Path) -> None:
+    """Remove a snapshot's links; the data goes with the last link."""
+    for path, directories, files in os.walk(snapshot, topdown=False):
+        for name in files:
+            Path(path, name).unlink(missing_ok=True)
+        for name in directories:
+            inner = Path(path, name)
+            if inner.is_symlink():
+                inner.unlink()
+            else:
+                inner.rmdir()
+    if snapshot.exists():
+        snapshot.rmdir()

@@ -1,0 +1,81 @@
+"""From job.json to the exit code: the frame around one attempt. Nothing that was started survives it, and a handover is always left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from agent import errand, exit_codes
+from agent.attempt import Attempt, End
+from agent.config import JobConfig
+from agent.deadline import find_deadline
+from agent.errors import SegueError
+from agent.handover import write
+from agent.loop import Loop
+from agent.place import look_around
+from agent.processes import become_subreaper, kill_below, reap
+from agent.segment import Segment
+
+
+def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> int:
+    """Run one attempt; returns the process's exit code (agent.exit_codes). Raises SegueError for a job that cannot begin at all."""
+    place = look_around()
+    deadline = find_deadline(job, queue_class, place)
+    os.chdir(place.scratch)
+    loop = Loop()
+    try:
+        become_subreaper()
+        attempt = Attempt(job, segment, queue_class, place, deadline, loop)
+        loop.on_signal = lambda number: _signalled(attempt, number)
+        loop.on_child = _reaped
+        try:
+            end = Segment(attempt).whole()
+        except SegueError as error:
+            end = End("failed", exit_codes.PERMANENT, str(error))
+        except Exception as error:  # a fault of the agent's own must not look like the run's end
+            attempt.log.last.extend(_trace(error))
+            end = End("temporary", exit_codes.TEMPORARY, f"the agent itself failed: {type(error).__name__}: {error}")
+        finally:
+            kill_below(os.getpid(), seconds=5.0)
+        return _finish(attempt, end, handover_path)
+    finally:
+        loop.close()
+        errand.running.clear()
+
+
+def _reaped() -> None:
+    """Orphans that this sub-reaper inherited, errands and keepers; the pipes tell how those ended."""
+    reap()
+
+
+def _trace(error: Exception) -> list[str]:
+    import traceback
+
+    return "".join(traceback.format_exception(error)).splitlines()
+
+
+def _signalled(attempt: Attempt, number: int) -> None:
+    """HTCondor's SIGTERM, or a person's: the first gives notice, the second ends it now."""
+    name = signal.Signals(number).name
+    if attempt.leaving:
+        attempt.say(f"{name} again: leaving now")
+        attempt.leave_now = True
+        return
+    attempt.leaving_until = time.time() + attempt.place.vacate_s
+    attempt.say(f"{name}: leaving within {attempt.place.vacate_s:.0f} s")
+
+
+def _finish(attempt: Attempt, end: End, path: Path) -> int:
+    """Write the handover and say the end."""
+    handover = attempt.handover
+    handover.state, handover.exit_code, handover.reason = end.state, end.exit_code, end.reason
+    handover.ended = time.time()
+    handover.pace = attempt.carried_pace()
+    handover.goodput = attempt.goodput.until_now()
+    if end.exit_code != exit_codes.OK and not handover.last_lines:
+        handover.last_lines = list(attempt.log.last)
+    attempt.say(f"{end.state}: {end.reason}")
+    write(handover, path)
+    return end.exit_code

@@ -1,0 +1,149 @@
+"""The agent's errands to staging, each a function that runs in a child process and returns plain JSON data.
+
+Only here does the agent meet the store; a hung mount stops the child and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.config import JobConfig
+from agent.errand import Report
+from agent.place import Place
+from agent.recipes.base import Finished
+
+if TYPE_CHECKING:
+    from agent.store import Claim, Restored, Store
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opening the run brought: the restored commit (handover's ``restored``), its label and pace, and how long it took."""
+
+    restored: dict[str, Any] | None = None
+    label: str | None = None
+    pace: Mapping[str, float] = field(default_factory=dict)
+    restore_s: float = 0.0
+    high_water: int = 0
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What every errand needs to know; made once, copied into each child by the fork."""
+
+    job: JobConfig
+    root: Path
+    segment: int
+    place: Place
+
+    def store(self) -> Store:
+        """The run's store."""
+        from agent.store import PosixFileSystem, Store
+
+        return Store(self.root, fs=PosixFileSystem())
+
+    def open(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
+        """Claim an epoch, sweep, restore the newest good commit into ``checkpoint_root``, unpack inputs and code."""
+        from agent.inputs import fetch
+        from agent.store import Claimant
+
+        store = self.store()
+        claim = store.claim(
+            Claimant(self.place.machine, self.place.job_id, self.segment),
+            self.job.fingerprint,
+            accept=self.job.accept_change,
+        )
+        report({"claim": asdict(claim), "epoch": claim.epoch})
+        store.sweep(claim)
+        found = self._restore(store, checkpoint_root, report)
+        if found["restored"] is None or found["restored"]["step"] < self.job.steps:
+            for target in fetch(self.job, self.place.scratch):
+                report({"say": f"unpacked {target}"})
+        return found
+
+    def restore_afresh(self, claim: Mapping[str, Any], checkpoint_root: Path, report: Report) -> dict[str, Any]:
+        """Remove what lies in ``checkpoint_root`` and restore the newest good commit."""
+        shutil.rmtree(checkpoint_root, ignore_errors=True)
+        return self._restore(self.store(), checkpoint_root, report)
+
+    def _restore(self, store: Store, checkpoint_root: Path, report: Report) -> dict[str, Any]:
+        began = time.monotonic()
+        checkpoint_root.mkdir(parents=True, exist_ok=True)
+        restored: Restored | None = store.restore(checkpoint_root, report=lambda text: report({"warning": text}))
+        if restored is None:
+            return asdict(Opening())
+        manifest = restored.manifest
+        report({"say": f"restored step {manifest.step} from {restored.commit.name}"})
+        return asdict(
+            Opening(
+                {"step": manifest.step, "commit": restored.commit.name},
+                manifest.label,
+                dict(manifest.pace),
+                time.monotonic() - began,
+                manifest.step,
+            )
+        )
+
+    def publish(
+        self,
+        claim: Mapping[str, Any],
+        finished: Finished,
+        snapshot: Path,
+        pace: Mapping[str, float],
+        parent: str | None,
+        metrics: Mapping[str, float],
+        report: Report,
+    ) -> dict[str, Any]:
+        """Publish one snapshot and prune; a prune that fails is a warning."""
+        from agent.store import Metadata
+
+        store = self.store()
+        commit = store.publish(
+            _claim(claim),
+            snapshot,
+            Metadata(
+                step=finished.step,
+                label=finished.label,
+                recipe=self.job.recipe,
+                parent=parent,
+                pace=dict(pace),
+                metrics=dict(metrics),
+            ),
+        )
+        return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, claim)}
+
+    def _prune(self, store: Store, claim: Mapping[str, Any]) -> list[str]:
+        from agent.store import Retention
+        from agent.store.errors import StoreError, Superseded
+
+        rule = self.job.retention
+        try:
+            store.prune(_claim(claim), Retention(keep=rule.keep, every=rule.every, best=rule.best))
+        except Superseded:
+            raise
+        except StoreError as error:
+            return [str(error)]
+        return []
+
+    def beat(self, claim: Mapping[str, Any]) -> dict[str, Any]:
+        """Show that this attempt lives; Superseded when a newer one owns the run."""
+        from agent.store import Superseded
+
+        store = self.store()
+        owner = store.current_epoch()
+        mine = _claim(claim)
+        if owner > mine.epoch:
+            raise Superseded(mine.epoch, owner)
+        store.heartbeat(mine)
+        return {}
+
+
+def _claim(fields: Mapping[str, Any]) -> Claim:
+    from agent.store import Claim
+
+    return Claim(**fields)

@@ -1,0 +1,189 @@
+"""One start of the trainer: from its command line to the last of its processes, with everything it says on the way.
+
+The trainer is asked to stop in its own way (its last step, the stop file), then by SIGTERM to its process group, then by SIGKILL to
+all below the keeper. Nothing here knows of staging.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.keeper import Ended, Keeper
+from agent.loop import Loop, Timer
+from agent.output import Log, Output
+from agent.pacing import StepClock
+from agent.recipes.base import Recipe, Start
+
+STOP_FILE = "stop"
+PROGRESS_FILE = "progress.jsonl"
+
+
+@dataclass(frozen=True)
+class Files:
+    """The agent's own directory in scratch and the names in it that a trainer is told."""
+
+    directory: Path
+
+    @property
+    def stop(self) -> Path:
+        return self.directory / STOP_FILE
+
+    @property
+    def progress(self) -> Path:
+        return self.directory / PROGRESS_FILE
+
+
+def environment(start: Start, recipe: Recipe, files: Files, more: Mapping[str, str]) -> dict[str, str]:
+    """The trainer's environment: ours, the job's, SEGUE_*, the recipe's, and ``more`` (W&B) on top."""
+    told = {
+        "HOME": str(start.scratch),
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONUNBUFFERED": "1",
+        "SEGUE_CHECKPOINT_DIR": str(recipe.checkpoint_root(start)),
+        "SEGUE_RESUME_STEP": str(start.resume_step),
+        "SEGUE_LAST_STEP": str(start.last_step),
+        "SEGUE_STEPS": str(start.job.steps),
+        "SEGUE_DEADLINE": f"{start.deadline:.3f}",
+        "SEGUE_STOP_FILE": str(files.stop),
+        "SEGUE_PROGRESS_FILE": str(files.progress),
+    }
+    if start.save_interval is not None:
+        told["SEGUE_SAVE_INTERVAL"] = str(start.save_interval)
+    return {**os.environ, **told, **dict(start.job.env), **recipe.environment(start), **more}
+
+
+class Training:
+    """``over`` is true once the trainer and all that it started are gone; ``ended`` says how.
+
+    ``on_step`` is called with each new step and its loss, ``on_sign`` with anything else that the trainer says.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        recipe: Recipe,
+        start: Start,
+        files: Files,
+        more_environment: Mapping[str, str],
+        on_step: Callable[[int, float | None], None],
+    ) -> None:
+        self._loop = loop
+        self._recipe = recipe
+        self._files = files
+        self._on_step = on_step
+        self._progress_place = 0
+        self._grace: Timer | None = None
+        self.start = start
+        self.clock = StepClock()
+        self.began = time.time()
+        self.first_step_at: float | None = None
+        self.last_step_at: float | None = None
+        self.last_sign = time.monotonic()
+        self.step = start.resume_step
+        self.loss: float | None = None
+        self.ended: Ended | None = None
+        self.ended_at: float | None = None
+        self.stop_asked: int | None = None
+        self.stopped_by_agent = False
+        files.directory.mkdir(parents=True, exist_ok=True)
+        files.stop.unlink(missing_ok=True)
+        files.progress.unlink(missing_ok=True)
+        recipe.prepare(start)
+        recipe.checkpoint_root(start).mkdir(parents=True, exist_ok=True)
+        self._output = Output(loop, log, self._line)
+        self.keeper = Keeper(
+            loop,
+            recipe.command(start),
+            environment(start, recipe, files, more_environment),
+            recipe.working_directory(start),
+            self._output.writer,
+            self._end,
+        )
+        self._output.started()
+
+    @property
+    def over(self) -> bool:
+        return self.ended is not None
+
+    def _line(self, line: str) -> None:
+        found = self._recipe.progress(line)
+        if found is not None:
+            self._reached(found.step, found.loss)
+
+    def _reached(self, step: int, loss: float | None, at: float | None = None) -> None:
+        if loss is not None:
+            self.loss = loss
+        now = min(at or time.time(), time.time())
+        if step <= self.step or not self.clock.report(now, step):
+            return
+        self.first_step_at = self.first_step_at or now
+        self.last_step_at = now
+        self.step = step
+        self.last_sign = time.monotonic()
+        self._on_step(step, loss)
+
+    def look(self) -> None:
+        """Read what the trainer added to its progress file; the file's time is that of the newest step in it."""
+        try:
+            stat = self._files.progress.stat()
+            if stat.st_size <= self._progress_place:
+                return
+            with self._files.progress.open("rb") as file:
+                file.seek(self._progress_place)
+                data = file.read(1 << 20)
+        except OSError:
+            return
+        whole = data.rfind(b"\n") + 1
+        self._progress_place += whole
+        newest: tuple[int, float | None] | None = None
+        for line in data[:whole].splitlines():
+            try:
+                said = json.loads(line)
+                step, loss = int(said["step"]), said.get("loss")
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            newest = (step, float(loss) if isinstance(loss, (int, float)) else None)
+        if newest is not None:
+            self._reached(*newest, at=stat.st_mtime)
+
+    def ask_to_stop(self, step: int) -> None:
+        """Tell the trainer, through its stop file, to save at ``step`` (or the next possible one) and end."""
+        if self.stop_asked is not None:
+            return
+        self.stop_asked = step
+        temporary = self._files.stop.with_suffix(".tmp")
+        temporary.write_text(f"{step}\n", encoding="ascii")
+        temporary.replace(self._files.stop)
+
+    def terminate(self, grace_s: float) -> None:
+        """SIGTERM to the process group now, SIGKILL to everything after ``grace_s``."""
+        if self.over or self._grace is not None:
+            return
+        self.stopped_by_agent = True
+        self.keeper.terminate()
+        self._grace = self._loop.after(grace_s, self.keeper.kill)
+
+    def loop_after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call later, unless the trainer is over by then."""
+        if self._grace is None:
+            self._grace = self._loop.after(seconds, call)
+
+    def kill(self) -> None:
+        """SIGKILL to everything, now."""
+        if not self.over:
+            self.stopped_by_agent = True
+            self.keeper.kill()
+
+    def _end(self, ended: Ended) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        self._output.finish()
+        self.look()
+        self.ended_at = time.time()
+        self.ended = ended
