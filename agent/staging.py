@@ -66,7 +66,7 @@ class Staging:
                 report({"say": f"unpacked {target}"})
         return found
 
-    def restore_afresh(self, claim: Mapping[str, Any], checkpoint_root: Path, report: Report) -> dict[str, Any]:
+    def restore_afresh(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         """Remove what lies in ``checkpoint_root`` and restore the newest good commit."""
         shutil.rmtree(checkpoint_root, ignore_errors=True)
         return self._restore(self.store(), checkpoint_root, report)

@@ -1,0 +1,110 @@
+"""What an attempt says and counts is kept in the store, compressed, also when it is evicted without a word: written anew now and then.
+
+`<store>/logs/000007.log.gz` and `000007.jsonl.gz`, `<store>/wandb/000007.tar`. A share of the item budget bounds how many attempts are kept.
+All of it is done by an errand and may fail without harm to the training.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+_HEAD = 256 << 10
+_TAIL = 8 << 20
+_MOST_ATTEMPTS = 50
+_SHARE = 20
+_KEPT = re.compile(r"(\d{6,})\.(?:log|jsonl)\.gz|(\d{6,})\.tar")
+_PIECE = 1 << 20
+
+
+def attempts_kept(items: int | None) -> int:
+    """How many attempts' logs fit into a twentieth of the item budget, two items each."""
+    return _MOST_ATTEMPTS if items is None else max(3, min(_MOST_ATTEMPTS, items // _SHARE // 2))
+
+
+def shortened(path: Path) -> bytes:
+    """A log's beginning and end; all of it when it is not long."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _HEAD + _TAIL:
+            return file.read()
+        head = file.read(_HEAD)
+        file.seek(size - _TAIL)
+        return head + f"\n… {size - _HEAD - _TAIL} bytes left out …\n".encode() + file.read()
+
+
+def keep(directory: Path, epoch: int, sources: dict[str, Path], most: int) -> list[str]:
+    """Compress each source to ``<epoch>.<suffix>.gz`` and drop the oldest attempts beyond ``most``; returns the names written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix, source in sources.items():
+        if not source.exists():
+            continue
+        name = f"{epoch:06d}.{suffix}.gz"
+        place(directory, name, gzip.compress(shortened(source), compresslevel=4, mtime=0))
+        written.append(name)
+    drop_oldest(directory, most)
+    return written
+
+
+def place(directory: Path, name: str, data: bytes) -> None:
+    """Write a file under its name in one step, on disk when this returns."""
+    temporary = directory / f".{name}.tmp"
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / name)
+
+
+def drop_oldest(directory: Path, most: int) -> None:
+    """Keep the newest ``most`` attempts' files."""
+    by_epoch: dict[int, list[Path]] = {}
+    for path in directory.iterdir():
+        match = _KEPT.fullmatch(path.name)
+        if match:
+            by_epoch.setdefault(int(match[1] or match[2]), []).append(path)
+    for epoch in sorted(by_epoch)[: max(0, len(by_epoch) - most)]:
+        for path in by_epoch[epoch]:
+            path.unlink(missing_ok=True)
+
+
+def last_step_of(directory: Path, epoch: int) -> int:
+    """How far the attempt ``epoch`` came, by the last lines of its ledger; 0 when that is not known."""
+    import json
+
+    path = directory / f"{epoch:06d}.jsonl.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        steps = [int(said["step"]) for said in map(json.loads, lines[-20:]) if isinstance(said.get("step"), int)]
+    except (OSError, EOFError, ValueError, TypeError, AttributeError):
+        return 0
+    return max(steps, default=0)
+
+
+def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, most_bytes: int) -> int:
+    """One uncompressed tar of ``sources``, names relative to ``base``; returns its size, 0 when there is nothing or too much."""
+    import tarfile
+
+    size = sum(
+        path.stat().st_size
+        for source in sources
+        for path in [source, *source.rglob("*")]
+        if path.is_file() and not path.is_symlink()
+    )
+    if not sources or size > most_bytes:
+        return 0
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{name}.tmp"
+    with temporary.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for source in sorted(sources):
+                tar.add(source, arcname=str(source.relative_to(base)))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / name)
+    return size

@@ -1,0 +1,91 @@
+"""When and how the trainer is told to stop: in time for its last checkpoint, on SIGTERM, or because a newer attempt owns the run.
+
+Where the trainer looks at a stop file it is asked after the last step that fits; elsewhere it was told its last step at the start, and is
+ended early only when steps come more slowly than thought. The planned end of a segment redoes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+
+from agent.attempt import Attempt
+from agent.pacing import publish_need_s, stop_time
+from agent.publishing import Publisher
+from agent.recipes.base import Recipe
+from agent.training import Training
+
+_LEAVE_RESERVE_S = 1.0
+
+
+class Stopping:
+    """Looked at several times a second. ``out_of_time`` says why the trainer was ended before it was done, empty otherwise."""
+
+    def __init__(self, attempt: Attempt, recipe: Recipe, publisher: Publisher, tick_s: float) -> None:
+        self._attempt = attempt
+        self._recipe = recipe
+        self._publisher = publisher
+        self._tick_s = tick_s
+        self.out_of_time = ""
+
+    def look(self, training: Training) -> None:
+        """Stop the trainer if it is time to."""
+        self._mind_leaving(training)
+        if not training.stopped_by_agent:
+            self._mind_time(training)
+
+    def _mind_time(self, training: Training) -> None:
+        attempt = self._attempt
+        now = time.time()
+        pace, usable = attempt.experience.pace, attempt.deadline.usable
+        if (
+            self._recipe.stops_on_request
+            and training.stop_asked is None
+            and now >= stop_time(pace, usable) - self._tick_s
+        ):
+            attempt.say(f"asking the trainer to stop after step {training.step + 1}: the time is used")
+            training.ask_to_stop(training.step + 1)
+        if now >= usable - publish_need_s(pace):
+            self.out_of_time = "the limit came before the trainer's last step"
+        elif not self._recipe.stops_on_request and self._next_save_too_late(training, now):
+            self.out_of_time = "the next checkpoint would not be published before the limit"
+        if self.out_of_time:
+            attempt.say(f"ending the trainer: {self.out_of_time}")
+            training.terminate(min(attempt.job.kill_grace_s, max(1.0, attempt.deadline.margin_s / 2)))
+
+    def _next_save_too_late(self, training: Training, now: float) -> bool:
+        """Whether steps come more slowly than thought, so that only what is finished now can be kept."""
+        interval = training.start.save_interval
+        if not training.clock.settled or interval is None or self._publisher.unpublished:
+            return False
+        if self._publisher.finished_step <= training.start.resume_step:
+            return False
+        upcoming = min(training.start.last_step, (training.step // interval + 1) * interval)
+        pace = self._attempt.experience.pace
+        ready = now + (upcoming - training.step) * pace.step_s + pace.save_s
+        return ready > self._attempt.deadline.usable - publish_need_s(pace) + self._attempt.deadline.margin_s / 4
+
+    def _mind_leaving(self, training: Training) -> None:
+        """After SIGTERM: a checkpoint of this very step when trainer and grace allow it, otherwise the end at once."""
+        attempt = self._attempt
+        if attempt.superseded or attempt.leave_now:
+            training.kill()
+        elif attempt.leaving_until is not None and not training.stopped_by_agent:
+            pace = attempt.experience.pace
+            needed = 2 * (pace.step_s + pace.save_s + pace.publish_s) + _LEAVE_RESERVE_S
+            left = attempt.leaving_until - time.time()
+            can_save = self._recipe.stops_on_request and training.clock.first is not None
+            if training.stop_asked is None and can_save and needed < left:
+                attempt.say(f"saving at the next step: {left:.0f} s are left, about {needed:.1f} s are needed")
+                training.ask_to_stop(training.step + 1)
+            elif training.stop_asked is None or left < publish_need_s(pace) + _LEAVE_RESERVE_S:
+                training.terminate(min(attempt.job.kill_grace_s, max(0.5, left / 3)))
+
+    def publishes_over(self) -> bool:
+        """Whether waiting for publishes, with no trainer any more, is over: all done, or no hope."""
+        attempt = self._attempt
+        now = time.time()
+        if attempt.superseded or attempt.leave_now or self._publisher.idle:
+            return True
+        if attempt.leaving_until is not None and now > attempt.leaving_until - _LEAVE_RESERVE_S:
+            return True
+        return now > attempt.deadline.usable + attempt.deadline.margin_s / 2

@@ -1,0 +1,109 @@
+"""How an attempt ends, as sentences: pure functions from what happened to an End, and the judgement on a crash."""
+
+from __future__ import annotations
+
+from agent import exit_codes
+from agent.attempt import Attempt, End
+from agent.errand import Outcome
+from agent.failures import MOST_RESTARTS, Failure, Restarts, Verdict, classify
+from agent.hang import Hang, memory_kills
+from agent.training import Training
+
+_ELSEWHERE = ("StoreUnavailable", "Hung", "Killed", "InputMissing", "OSError")
+
+
+def complete(step: int, steps: int) -> End:
+    """The newest commit is at or beyond the run's last step."""
+    return End("complete", exit_codes.OK, f"the run is complete: step {step} of {steps}")
+
+
+def cannot_open(outcome: Outcome) -> End:
+    """Claim, restore or inputs failed."""
+    if outcome.error in _ELSEWHERE:
+        return End("temporary", exit_codes.TEMPORARY, outcome.message)
+    if outcome.error == "Superseded":
+        return End("superseded", exit_codes.OK, outcome.message)
+    return End("failed", exit_codes.PERMANENT, outcome.message)
+
+
+def left(attempt: Attempt, committed: int) -> End:
+    """A signal ended the attempt."""
+    how = "told twice to leave" if attempt.leave_now else "told to leave (evicted, held or removed)"
+    return End("temporary", exit_codes.TEMPORARY, f"{how}; step {committed} is published")
+
+
+def too_short(attempt: Attempt) -> str:
+    """Why no step fits into this class, with the measured times."""
+    pace = attempt.experience.pace
+    return (
+        f"a segment of class {attempt.queue_class} ({attempt.limit_s:.0f} s) is shorter than start-up ({pace.startup_s:.1f} s), "
+        f"one step ({pace.step_s:.2f} s), one save ({pace.save_s:.1f} s) and one publish ({pace.publish_s:.1f} s) with "
+        f"the margin ({attempt.deadline.margin_s:.0f} s): choose a longer class or save more often"
+    )
+
+
+def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason: str) -> End:
+    """The planned end; a segment that brought nothing must not be followed by others that bring nothing either."""
+    if committed > attempt.restored_step:
+        return End("time-used", exit_codes.OK, f"step {committed} of {attempt.job.steps} is published; {reason}")
+    if crashes:
+        return End(
+            "temporary",
+            exit_codes.TEMPORARY,
+            f"no checkpoint came out of this attempt, the trainer failed {crashes} times; {reason}",
+        )
+    text = f"no checkpoint came out of this segment ({made} steps were made): {too_short(attempt)}"
+    return End("failed", exit_codes.PERMANENT, text)
+
+
+def unpublished(step: int, trouble: Outcome | None) -> End:
+    """The last checkpoint could not be brought to staging in time."""
+    why = trouble.message if trouble is not None else "staging did not take it in time"
+    reason = f"step {step} could not be published: {why}"
+    if trouble is not None and trouble.error in ("NoRoom", "BadCheckpoint"):
+        return End("failed", exit_codes.PERMANENT, reason)
+    return End("temporary", exit_codes.TEMPORARY, reason)
+
+
+def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts) -> End | None:
+    """Book a crash; an End when it must not be tried again here."""
+    ended = training.ended
+    assert ended is not None
+    lines = list(attempt.log.last)
+    if training.keeper.problem:
+        sentence = f"the trainer cannot be started: {training.keeper.problem}; check python and args in run.toml"
+        failure = Failure("not-found", Verdict.NEVER, sentence)
+    else:
+        failure = classify(
+            ended,
+            lines,
+            stepped=training.clock.first is not None,
+            resumed=training.start.resume_step > 0,
+            out_of_memory=memory_kills() > hang.memory_kills,
+            hung=hang.hung,
+        )
+    restarts.note(training.step)
+    attempt.handover.failure = {
+        "class": failure.kind,
+        "exit_code": ended.exit_code,
+        "signal": ended.signal,
+        "step": training.step,
+    }
+    attempt.handover.last_lines = lines
+    where = f"step {training.step}"
+    attempt.warn(
+        f"start {attempt.handover.starts} failed after {where}: {failure.kind}: {failure.sentence} ({ended.text})"
+    )
+    if failure.verdict is Verdict.NEVER:
+        return End("failed", exit_codes.PERMANENT, f"{failure.sentence} (after {where}, {ended.text})")
+    if restarts.exhausted:
+        return End(
+            "failed",
+            exit_codes.PERMANENT,
+            f"no progress in {restarts.same} starts: the trainer ends after step {restarts.step}, in step {restarts.step + 1}, "
+            f"each time ({failure.kind}): {failure.sentence}",
+        )
+    if failure.verdict is Verdict.ELSEWHERE or restarts.total >= MOST_RESTARTS:
+        reason = f"{failure.sentence} (after {where} on {attempt.place.machine}, {ended.text})"
+        return End("temporary", exit_codes.TEMPORARY, reason)
+    return None
