@@ -43,7 +43,6 @@ class Chirp:
         self._config = config
         self._socket: socket.socket | None = None
         self._lines: list[bytes] = []
-        self._connected = False
         self._timer: Timer | None = None
         self.sent = 0
         """Updates that the starter has taken."""
@@ -60,7 +59,6 @@ class Chirp:
             return
         self._socket = connection
         self._lines = requests(cookie, attributes)
-        self._connected = False
         connection.setblocking(False)
         self._timer = self._loop.after(_LONGEST_S, self._close)
         self._loop.watch_writable(connection.fileno(), self._writable)
@@ -73,7 +71,6 @@ class Chirp:
             return
         self._loop.forget(connection.fileno())
         if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._connected = True  # nothing is watched any more
             self._socket = None
             connection.close()
             self._stop_timer()

@@ -29,7 +29,9 @@ def fetch(job: JobConfig, scratch: Path) -> list[str]:
         mark = scratch / ".segue" / "inputs" / entry.sha256
         if mark.exists() and target.exists():
             continue
-        archive = job.inputs_root / entry.archive
+        archive = scratch / entry.archive  # transferred by HTCondor where no staging is mounted
+        if not archive.is_file():
+            archive = job.inputs_root / entry.archive
         if not archive.is_file():
             raise InputMissing(f"{archive}: input {entry.name!r} is not in staging; `segue stage` puts it there")
         from agent.pack import unpack

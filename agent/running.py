@@ -30,17 +30,21 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         attempt = Attempt(job, segment, queue_class, place, deadline, loop)
         loop.on_signal = lambda number: _signalled(attempt, number)
         loop.on_child = _reaped
+        segment_run: Segment | None = None
         try:
-            end = Segment(attempt).whole()
+            segment_run = Segment(attempt)
+            end = segment_run.whole()
         except SegueError as error:
             end = End("failed", exit_codes.PERMANENT, str(error))
         except Exception as error:  # a fault of the agent's own must not look like the run's end
             attempt.log.last.extend(_trace(error))
             end = End("temporary", exit_codes.TEMPORARY, f"the agent itself failed: {type(error).__name__}: {error}")
-        finally:
-            kill_below(os.getpid(), seconds=5.0)
-        return _finish(attempt, end, handover_path)
+        code = _finish(attempt, end, handover_path)
+        if segment_run is not None:
+            segment_run.close(end)
+        return code
     finally:
+        kill_below(os.getpid(), seconds=5.0)
         loop.close()
         errand.running.clear()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent import exit_codes, verdict
 from agent.attempt import Attempt, End
+from agent.companions import Companions
 from agent.errand import Errand, Outcome, Work
 from agent.failures import Restarts
 from agent.hang import Hang, memory_kills
@@ -19,7 +20,7 @@ from agent.pacing import cautious, from_carried, last_step, save_interval
 from agent.publishing import Publisher
 from agent.recipes import recipe as recipe_named
 from agent.recipes.base import Start
-from agent.staging import Opening, Staging
+from agent.staging import STORE_NAME, Opening, Staging, store_root
 from agent.stopping import Stopping
 from agent.training import Files, Training
 
@@ -36,10 +37,10 @@ class Segment:
         self.job = attempt.job
         self.loop = attempt.loop
         self.recipe = recipe_named(attempt.job.recipe)
-        self.staging = Staging(attempt.job, attempt.job.store_root, attempt.segment, attempt.place)
+        self.staging = Staging(attempt.job, store_root(attempt.job, attempt.place), attempt.segment, attempt.place)
         self.restarts = Restarts()
         self.resume: tuple[int, str | None] = (0, None)
-        self.more_environment: dict[str, str] = {}
+        self.companions = Companions(attempt, self.staging)
         self.training: Training | None = None
         self.trouble: Outcome | None = None
         self.publisher = Publisher(
@@ -63,6 +64,7 @@ class Segment:
 
     def whole(self) -> End:
         """The attempt from claim to end."""
+        self.companions.take_secret()
         end = self._open()
         if end is not None:
             return end
@@ -72,6 +74,19 @@ class Segment:
             if end is not None:
                 return end
             self.attempt.goodput.enter("restore_s")
+
+    def close(self, end: End) -> None:
+        """What is left to do when the end is decided: nothing of the trainer lives on, and what was said is kept."""
+        attempt = self.attempt
+        if self.training is not None and not self.training.over:
+            training = self.training
+            training.kill()
+            self.loop.run_until(lambda: training.over, time.monotonic() + 5.0)
+        step = max(attempt.high_water, self.training.step if self.training else 0)
+        self.companions.note("end", step=step, state=end.state, reason=end.reason, goodput=attempt.handover.goodput)
+        until = attempt.leaving_until - 1.0 if attempt.leaving_until is not None else attempt.deadline.at - 1.0
+        if not attempt.leave_now and end.state != "superseded":
+            self.companions.last(until)
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -157,7 +172,10 @@ class Segment:
         interval = self.job.save_interval
         if interval is None and self.recipe.sets_save_interval:
             interval = save_interval(attempt.experience, resume, reach, attempt.limit_s)
-        start = self._start(self.job.steps if self.recipe.stops_on_request else reach, interval)
+        if self.job.checkpoint_exit:
+            reach = min(reach, resume + self._steps_per_restart(resume, reach))
+        adaptive = self.recipe.stops_on_request and not self.job.checkpoint_exit
+        start = self._start(self.job.steps if adaptive else reach, interval)
         attempt.handover.starts += 1
         attempt.goodput.enter("startup_s")
         attempt.say(
@@ -165,11 +183,11 @@ class Segment:
             f"limit in {attempt.deadline.at - time.time():.0f} s ({attempt.deadline.cause})"
         )
         self.publisher.watch(self.recipe, start, resume)
+        more = self.companions.environment(self.recipe.checkpoint_root(start))
         hang = Hang(self.job, attempt.experience.pace, memory_kills())
-        training = Training(
-            self.loop, attempt.log, self.recipe, start, Files(attempt.own), self.more_environment, self._stepped
-        )
+        training = Training(self.loop, attempt.log, self.recipe, start, Files(attempt.own), more, self._stepped)
         self.training = training
+        self.companions.started(training, self.recipe.carried(start))
         tick = self.loop.every(_TICK_S, lambda: self._tick(training, hang))
         self.loop.run_until(lambda: training.over)
         tick.cancel()
@@ -255,10 +273,19 @@ class Segment:
         attempt = self.attempt
         self._resume_locally()
         reach = last_step(attempt.experience, self.resume[0], self.job.steps, time.time(), attempt.deadline.usable)
+        if self.job.checkpoint_exit and reach > self.resume[0]:
+            reason = f"step {self.publisher.committed_step} of {self.job.steps} is in {STORE_NAME}/: HTCondor stores it and goes on"
+            return End("running", exit_codes.CHECKPOINT, reason)
         gain = (reach - self.resume[0]) * attempt.experience.pace.step_s
         if gain > max(2 * attempt.experience.pace.startup_s, 0.1 * attempt.limit_s):
             return None
         return self._time_used("its time is used")
+
+    def _steps_per_restart(self, resume: int, reach: int) -> int:
+        """Without a mounted staging each checkpoint costs a restart: how many steps to make for one."""
+        pace = self.attempt.experience.pace
+        whole = replace(pace, save_s=pace.save_s + pace.startup_s + pace.restore_s)
+        return save_interval(replace(self.attempt.experience, pace=whole), resume, reach, self.attempt.limit_s)
 
     def _time_used(self, reason: str) -> End:
         made = self.training.step - self.attempt.restored_step if self.training else 0
@@ -313,6 +340,7 @@ class Segment:
                 "at": round(time.time(), 3),
             }
         )
+        self.companions.note("commit", step=commit["step"], bytes=commit["bytes"], seconds=round(seconds, 3))
         attempt.say(f"published step {commit['step']} as {commit['commit']} in {seconds:.2f} s")
         for warning in commit.get("warnings", ()):
             attempt.warn(warning)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,20 @@ from agent.recipes.base import Finished
 
 if TYPE_CHECKING:
     from agent.store import Claim, Restored, Store
+
+
+STORE_NAME = "segue-store"
+"""The store's directory in scratch, where no staging is mounted and HTCondor moves it (exit 85)."""
+_MOST_WANDB_BYTES = 1 << 30
+
+
+def store_root(job: JobConfig, place: Place) -> Path:
+    """The run's store: in staging, or in scratch where none is mounted."""
+    if not job.checkpoint_exit and job.staging:
+        return job.store_root
+    root = place.scratch / STORE_NAME
+    root.mkdir(exist_ok=True)
+    return root
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,13 @@ class Staging:
         if found["restored"] is None or found["restored"]["step"] < self.job.steps:
             for target in fetch(self.job, self.place.scratch):
                 report({"say": f"unpacked {target}"})
+            if (self.root / "carry").is_dir():
+                from agent.carry import bring
+
+                report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
+        from agent.keeping import last_step_of
+
+        found["high_water"] = max(found["high_water"], last_step_of(self.root / "logs", claim.epoch - 1))
         return found
 
     def restore_afresh(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
@@ -129,6 +150,26 @@ class Staging:
         except StoreError as error:
             return [str(error)]
         return []
+
+    def keep(self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str) -> dict[str, Any]:
+        """Keep log and ledger of this attempt, its offline W&B files, and carried caches when they changed."""
+        from agent.keeping import archive, attempts_kept, drop_oldest, keep
+        from agent.wandb_run import offline_directory, offline_runs
+
+        most = attempts_kept(self.job.budget.items)
+        keep(self.root / "logs", epoch, sources, most)
+        directory = offline_directory(self.place)
+        runs = offline_runs(directory) if self.job.wandb is not None else []
+        if runs and archive(self.root / "wandb", f"{epoch:06d}.tar", runs, directory, _MOST_WANDB_BYTES):
+            drop_oldest(self.root / "wandb", most)
+        found = ""
+        if carried:
+            from agent.carry import mark, take
+
+            found = mark(self.place.scratch, carried)
+            if found and found != carry_known:
+                take(self.root / "carry", self.place.scratch, carried)
+        return {"carry": found}
 
     def beat(self, claim: Mapping[str, Any]) -> dict[str, Any]:
         """Show that this attempt lives; Superseded when a newer one owns the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -133,10 +134,8 @@ class GpuQuery:
             answer(parse_gpus(b"".join(said).decode(errors="replace")))
 
         def too_long() -> None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-            except ProcessLookupError:
-                pass
             over()
 
         self._loop.watch(reader, readable)

@@ -1,0 +1,151 @@
+"""What goes on beside the training and may fail without harm: W&B, telemetry, carried caches, and keeping what an attempt said.
+
+Each touches staging through an errand of its own, at most one at a time, and never more than a hundredth of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.attempt import Attempt
+from agent.errand import Errand, Outcome
+from agent.staging import Staging
+from agent.telemetry import Telemetry
+from agent.training import Training
+
+_KEEP_S = 60.0
+_COST_SHARE = 100.0
+_LAST_S = 20.0
+_PROBE_WAIT_S = 2.0
+
+
+class Companions:
+    """Made once an attempt; ``begin`` before the first start, ``last`` when no trainer runs any more."""
+
+    def __init__(self, attempt: Attempt, staging: Staging) -> None:
+        self._attempt = attempt
+        self._staging = staging
+        self._training: Training | None = None
+        self._keeping: Errand | None = None
+        self._kept_size = -1
+        self._next_keep = time.monotonic() + _KEEP_S
+        self._online = False
+        self._carried: Sequence[str] = ()
+        self._carry_known = ""
+        self._telemetry: Telemetry | None = None
+        self._probe: Errand | None = None
+        self._key: str | None = None
+
+    # --- W&B -----------------------------------------------------------------------------------------------------
+
+    def take_secret(self) -> None:
+        """Read and remove the key file; begin to see whether W&B's server can be reached."""
+        wandb = self._attempt.job.wandb
+        if wandb is None:
+            return
+        from agent.wandb_run import reachable, take_key
+
+        self._key = take_key(wandb, self._attempt.place, keep=self._attempt.job.checkpoint_exit)
+        self._online = wandb.mode == "online"
+        if wandb.mode == "auto" and self._key:
+            self._probe = Errand(
+                self._attempt.loop,
+                lambda report: {"online": reachable()},
+                self._probed,
+                silent_s=_PROBE_WAIT_S,
+                low_priority=False,
+            )
+
+    def _probed(self, outcome: Outcome) -> None:
+        self._online = outcome.ok and bool(outcome.value.get("online"))
+
+    def environment(self, checkpoint_root: Path) -> dict[str, str]:
+        """WANDB_* for the trainer; waits for the probe, which ran while the run was opened."""
+        wandb = self._attempt.job.wandb
+        if wandb is None:
+            return {}
+        from agent.wandb_run import environment, offline_directory, run_id
+
+        probe = self._probe
+        if probe is not None:
+            self._attempt.loop.run_until(
+                lambda: probe.finished or self._attempt.leaving, time.monotonic() + _PROBE_WAIT_S
+            )
+        directory = offline_directory(self._attempt.place)
+        directory.mkdir(exist_ok=True)
+        told = environment(wandb, self._key, run_id(wandb, checkpoint_root), self._online, directory)
+        if told["WANDB_MODE"] == "offline" and wandb.mode != "offline":
+            why = "W&B cannot be reached from here" if self._key else "there is no W&B key"
+            self._attempt.warn(f"{why}: it writes offline; `segue wandb sync` sends it later")
+        return told
+
+    # --- telemetry -----------------------------------------------------------------------------------------------
+
+    def started(self, training: Training, carried: Sequence[str]) -> None:
+        """A trainer runs: watch it."""
+        self._training = training
+        self._carried = (*self._attempt.job.carry, *carried)
+        if self._telemetry is None:
+            from agent.carry import mark
+
+            self._telemetry = Telemetry(self._attempt)
+            self._carry_known = mark(self._attempt.place.scratch, self._carried) if self._carried else ""
+            self._attempt.loop.every(self._attempt.job.telemetry_s, self._sample)
+        self._telemetry.note(
+            "start", epoch=self._attempt.epoch, machine=self._attempt.place.machine, step=training.start.resume_step
+        )
+
+    def _sample(self) -> None:
+        if self._training is not None and self._telemetry is not None and not self._training.over:
+            self._telemetry.sample(self._training)
+            if time.monotonic() >= self._next_keep:
+                self.keep()
+
+    def note(self, event: str, **facts: object) -> None:
+        """One line in the ledger."""
+        if self._telemetry is not None:
+            self._telemetry.note(event, **facts)
+
+    # --- keeping -------------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Bring log, ledger, offline W&B files and changed caches to the store, unless that is under way or nothing is new."""
+        attempt = self._attempt
+        if self._keeping is not None or attempt.superseded or not attempt.epoch:
+            return
+        size = attempt.log.path.stat().st_size if attempt.log.path.exists() else 0
+        if size == self._kept_size and not self._carried:
+            return
+        began = time.monotonic()
+
+        def done(outcome: Outcome) -> None:
+            self._keeping = None
+            self._next_keep = time.monotonic() + max(_KEEP_S, _COST_SHARE * (time.monotonic() - began))
+            if outcome.ok:
+                self._kept_size = size
+                self._carry_known = outcome.value.get("carry", self._carry_known)
+            elif outcome.error not in ("Cancelled", "Hung"):
+                attempt.warn(f"the attempt's log could not be kept in the store: {outcome.message}", key="keep")
+
+        sources = {"log": attempt.log.path, "jsonl": attempt.own / "telemetry.jsonl"}
+        self._keeping = Errand(
+            attempt.loop,
+            lambda report: self._staging.keep(attempt.epoch, sources, self._carried, self._carry_known),
+            done,
+            silent_s=_LAST_S,
+        )
+
+    def last(self, until: float) -> None:
+        """Keep the end of the log too; waits for it until the Unix time ``until`` at most."""
+        if not self._attempt.epoch or self._attempt.superseded:
+            return
+        limit = time.monotonic() + max(0.0, min(until - time.time(), _LAST_S))
+        for _ in range(2):  # one that is under way has not seen the end
+            self._attempt.loop.run_until(lambda: self._keeping is None or self._attempt.leave_now, limit)
+            if time.monotonic() >= limit or self._attempt.leave_now:
+                break
+            self.keep()
+        if self._keeping is not None:
+            self._keeping.cancel()
