@@ -74,7 +74,7 @@ class EmbeddedPool:
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         chosen = Path(directory) if directory is not None else default_directory()
-        self.directory = Path(os.path.abspath(chosen))
+        self.directory = chosen.expanduser().resolve()
         self.config = dict(config or {})
         self._suites = suites
         self._report = report

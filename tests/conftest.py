@@ -1,0 +1,45 @@
+"""Fixtures that every room may use: a real HTCondor pool, and a working directory where DAGMan accepts to keep its logs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dagman.pool import EmbeddedPool
+from dagman.pool.installation import cache_directory
+
+
+def outside_tmp() -> Path:
+    """A directory for tests: `.work/tests` of the checkout, or below the user's cache when the checkout lies under /tmp."""
+    repository = Path(__file__).resolve().parents[1]
+    temporary = (Path("/tmp"), Path("/var/tmp"))
+    inside = any(repository.is_relative_to(place) for place in temporary)
+    base = cache_directory() / "tests" if inside else repository / ".work" / "tests"
+    base.mkdir(parents=True, exist_ok=True)
+    return base
+
+
+def _fresh(prefix: str) -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=outside_tmp()))
+    yield made
+    if os.environ.get("SEGUE_KEEP_WORK") is None:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def workdir() -> Iterator[Path]:
+    """A fresh directory outside /tmp, removed afterwards (kept when SEGUE_KEEP_WORK is set)."""
+    yield from _fresh("w-")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[EmbeddedPool]:
+    """A real HTCondor of this module's own; it ends with the module, or with the test process, however that dies."""
+    for directory in _fresh("p-"):
+        with EmbeddedPool(directory) as running:
+            yield running
