@@ -28,7 +28,9 @@ from dagman.pool.settings import DIRECTORIES, configuration, socket_directory
 
 START_S = 60.0
 STOP_S = 20.0
-# The daemons' ads in the collector without which no job runs.
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+# The daemons whose ads must be in the collector before a job can run.
 _NEEDED = {"Scheduler", "Negotiator", "Machine"}
 
 
@@ -80,7 +82,7 @@ class EmbeddedPool:
         self._report = report
         self._installation: Installation | None = None
         self._leash: subprocess.Popen[bytes] | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: int | None = None
         self._log_before = 0
 
     @property
@@ -209,18 +211,17 @@ class EmbeddedPool:
         log = self.directory / "log" / "MasterLog"
         self._log_before = len(log.read_text(errors="replace")) if log.exists() else 0
         environment = {**_without_condor(os.environ), **self.environment(), processes.MARK: str(self.directory)}
-        with (self.directory / "log" / "master.out").open("wb") as output:
-            master = subprocess.Popen(
-                self.wrap([str(self.installation.sbin / "condor_master"), "-f"]),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.directory,
-                start_new_session=True,
-            )
-        self._child = master
-        record = {"master": master.pid, "installation": _as_record(self.installation)}
+        argv = self.wrap([str(self.installation.sbin / "condor_master"), "-f"])
+        program = shutil.which(argv[0]) or argv[0]
+        # Not subprocess: the master may outlive this process, and a Popen object insists on being waited for.
+        actions: list[tuple[Any, ...]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(self.directory / "log" / "master.out"), _NEW_FILE, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        actions += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
+        self._child = os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True)
+        record = {"master": self._child, "installation": _as_record(self.installation)}
         (self.directory / "pool.json").write_text(json.dumps(record))
 
     def _tie(self) -> None:
@@ -293,7 +294,8 @@ class EmbeddedPool:
     def _master(self) -> int | None:
         """Process id of a master that runs and is this pool's (ids are used again after a reboot)."""
         if self._child is not None:
-            self._child.poll()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._child, os.WNOHANG)
         record = self._record()
         if record is None:
             return None
@@ -308,6 +310,16 @@ class EmbeddedPool:
 
     def _alive(self) -> bool:
         return self._master() is not None
+
+
+def _inherited() -> list[int]:
+    """Open files above stderr that a child would get: a daemon must not keep a caller's pipe open."""
+    found = []
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
+    return found
 
 
 def _as_record(installation: Installation) -> dict[str, Any]:
