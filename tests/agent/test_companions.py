@@ -1,0 +1,213 @@
+"""What goes on beside the training: the W&B key and variables, kept logs, carried caches, Chirp."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from agent.ads import Ad
+from agent.carry import bring, mark, take
+from agent.chirp import Chirp, requests
+from agent.config import Wandb
+from agent.keeping import archive, attempts_kept, drop_oldest, keep, last_step_of
+from agent.loop import Loop
+from agent.place import Place
+from agent.usage import parse_gpus, usage_below
+from agent.wandb_run import environment, offline_runs, reachable, run_id, take_key
+
+WANDB = Wandb(
+    "arm", "reacher-1a2b", entity="lab", group="reacher", tags=("a", "b"), name="reacher", key_file="wandb.key"
+)
+
+
+def place(scratch: Path, credentials: Path | None = None) -> Place:
+    return Place(scratch, Ad(), Ad(), "m", "", "", 0, time.time(), False, credentials)
+
+
+def test_the_key_file_is_read_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "wandb.key").write_text("abc\n")
+    assert take_key(WANDB, place(tmp_path)) == "abc"
+    assert not (tmp_path / "wandb.key").exists()
+    assert take_key(WANDB, place(tmp_path)) is None
+
+
+def test_the_credential_store_is_the_second_source(tmp_path: Path) -> None:
+    (tmp_path / "wandb.use").write_text("from-store\n")
+    assert take_key(WANDB, place(tmp_path, tmp_path)) == "from-store"
+    (tmp_path / "wandb.use").write_text(json.dumps({"access_token": "as-json"}))
+    assert take_key(WANDB, place(tmp_path, tmp_path)) == "as-json"
+
+
+def test_one_id_group_and_name_for_all_segments(tmp_path: Path) -> None:
+    told = environment(WANDB, "abc", run_id(WANDB, tmp_path), True, tmp_path)
+    assert told["WANDB_RUN_ID"] == "reacher-1a2b"
+    assert (told["WANDB_RESUME"], told["WANDB_MODE"], told["WANDB_TAGS"]) == ("allow", "online", "a,b")
+    assert (told["WANDB_ENTITY"], told["WANDB_RUN_GROUP"], told["WANDB_NAME"]) == ("lab", "reacher", "reacher")
+
+
+def test_without_network_or_key_it_is_offline(tmp_path: Path) -> None:
+    assert environment(WANDB, "abc", "i", False, tmp_path)["WANDB_MODE"] == "offline"
+    told = environment(WANDB, None, "i", True, tmp_path)
+    assert told["WANDB_MODE"] == "offline"
+    assert "WANDB_API_KEY" not in told
+
+
+def test_a_trainers_own_id_in_the_checkpoint_is_honoured(tmp_path: Path) -> None:
+    (tmp_path / "wandb_id.txt").write_text("x1y2\n")
+    assert run_id(WANDB, tmp_path) == "x1y2"
+    (tmp_path / "wandb_id.txt").write_text("no id at all\n")
+    assert run_id(WANDB, tmp_path) == WANDB.id
+
+
+def test_a_closed_port_is_not_reachable() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert not reachable({"WANDB_BASE_URL": f"http://127.0.0.1:{port}"})
+        probe.listen()
+        assert reachable({"WANDB_BASE_URL": f"http://127.0.0.1:{port}"})
+
+
+def test_offline_files_travel_as_one_archive(tmp_path: Path) -> None:
+    run = tmp_path / "files" / "wandb" / "offline-run-20260101_000000-x"
+    run.mkdir(parents=True)
+    (run / "run-x.wandb").write_bytes(b"data")
+    assert offline_runs(tmp_path / "files") == [run]
+    assert archive(tmp_path / "store", "000003.tar", [run], tmp_path / "files", 1000) == 4
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["000003.tar"]
+
+
+def test_logs_are_kept_compressed_and_the_oldest_go(tmp_path: Path) -> None:
+    source = tmp_path / "a.log"
+    for epoch in range(1, 6):
+        source.write_text(f"attempt {epoch}\n")
+        keep(tmp_path / "logs", epoch, {"log": source, "jsonl": tmp_path / "absent"}, 3)
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [f"{epoch:06d}.log.gz" for epoch in (3, 4, 5)]
+    assert gzip.decompress((tmp_path / "logs" / "000005.log.gz").read_bytes()) == b"attempt 5\n"
+
+
+def test_a_long_log_keeps_beginning_and_end(tmp_path: Path) -> None:
+    source = tmp_path / "a.log"
+    source.write_bytes(b"first\n" + b"x" * (20 << 20) + b"\nlast\n")
+    keep(tmp_path / "logs", 1, {"log": source}, 3)
+    text = gzip.decompress((tmp_path / "logs" / "000001.log.gz").read_bytes())
+    assert text.startswith(b"first\n") and text.endswith(b"\nlast\n") and b"bytes left out" in text
+
+
+def test_kept_attempts_fit_the_item_budget() -> None:
+    assert attempts_kept(1000) == 25
+    assert attempts_kept(20) == 3
+    assert attempts_kept(None) == 50
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    drop_oldest(tmp_path, 0)
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_the_ledger_tells_how_far_an_attempt_came(tmp_path: Path) -> None:
+    ledger = tmp_path / "l"
+    ledger.write_text('{"event":"sample","step":12}\n{"event":"end","step":15}\n')
+    keep(tmp_path, 7, {"jsonl": ledger}, 3)
+    assert last_step_of(tmp_path, 7) == 15
+    assert last_step_of(tmp_path, 8) == 0
+
+
+def test_caches_travel_and_damaged_ones_do_not(tmp_path: Path) -> None:
+    scratch, other, store = tmp_path / "a", tmp_path / "b", tmp_path / "store"
+    (scratch / ".cache" / "jax").mkdir(parents=True)
+    (scratch / ".cache" / "jax" / "entry").write_bytes(b"compiled")
+    before = mark(scratch, [".cache/jax"])
+    name = take(store, scratch, [".cache/jax"])
+    assert bring(store, other) == 1
+    assert (other / ".cache" / "jax" / "entry").read_bytes() == b"compiled"
+    (scratch / ".cache" / "jax" / "second").write_bytes(b"more")
+    assert mark(scratch, [".cache/jax"]) != before
+    take(store, scratch, [".cache/jax"])
+    newer = [path for path in store.iterdir() if path.name != name]
+    assert len(list(store.iterdir())) == 1
+    newer[0].write_bytes(b"damaged")
+    assert bring(store, tmp_path / "c") == 0
+
+
+def test_nothing_outside_scratch_is_carried(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "f").touch()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    assert take(tmp_path / "store", scratch, ["../outside"]) == ""
+
+
+def test_chirp_speaks_the_starters_protocol(tmp_path: Path) -> None:
+    """A listener that answers as a starter does: the cookie first, then one line an attribute."""
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            while data := connection.recv(4096):
+                heard.append(data)
+                connection.sendall(b"0\n")
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        config = tmp_path / "chirp"
+        config.write_text(f"127.0.0.1 {server.getsockname()[1]} cookie-1\n")
+        loop = Loop()
+        try:
+            chirp = Chirp(loop, config)
+            chirp.send({"ChirpStep": 12, "ChirpLastCommit": "a b", "ChirpEta": None})
+            assert loop.run_until(lambda: chirp.sent == 1, time.monotonic() + 20)
+        finally:
+            loop.close()
+        thread.join()
+    assert b"".join(heard).decode() == (
+        'cookie cookie-1\nset_job_attr_delayed ChirpStep 12\nset_job_attr_delayed ChirpLastCommit "a\\ b"\nset_job_attr_delayed ChirpEta undefined\n'
+    )
+
+
+def test_no_starter_costs_nothing(tmp_path: Path) -> None:
+    loop = Loop()
+    try:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            (tmp_path / "chirp").write_text(f"127.0.0.1 {closed.getsockname()[1]} c\n")
+            Chirp(loop, tmp_path / "absent").send({"ChirpStep": 1})
+            chirp = Chirp(loop, tmp_path / "chirp")
+            chirp.send({"ChirpStep": 1})
+            loop.run_until(lambda: False, time.monotonic() + 0.05)
+            assert chirp.sent == 0
+    finally:
+        loop.close()
+
+
+def test_quotes_in_values_cannot_end_an_expression() -> None:
+    assert requests("c", {"ChirpX": 'a"b'})[1] == b'set_job_attr_delayed ChirpX "a\\\\"b"\n'
+
+
+def test_usage_of_our_own_children_is_seen() -> None:
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        used = usage_below(os.getpid())
+        assert used.processes >= 1 and used.resident > 0
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+def test_what_a_gpu_does_not_know_is_left_out() -> None:
+    assert parse_gpus("87, 1000, 143771, 55, [N/A]\n") == [
+        {"percent": 87.0, "memory_mb": 1000.0, "memory_total_mb": 143771.0, "temperature_c": 55.0}
+    ]

@@ -1,0 +1,92 @@
+"""Classes of a trainer's end, and the budget of starts."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from agent.failures import Failure, Restarts, Verdict, classify
+from agent.keeper import Ended
+
+EXIT_1 = Ended(1, None)
+
+
+def judge(
+    ended: Ended,
+    *lines: str,
+    stepped: bool = True,
+    resumed: bool = False,
+    out_of_memory: bool = False,
+    hung: bool = False,
+) -> Failure:
+    return classify(ended, lines, stepped=stepped, resumed=resumed, out_of_memory=out_of_memory, hung=hung)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "verdict"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "gpu-memory", Verdict.HERE),
+        ("XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating", "gpu-memory", Verdict.HERE),
+        ("RuntimeError: CUDA error: device-side assert triggered", "gpu-lost", Verdict.ELSEWHERE),
+        ("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "gpu-lost", Verdict.ELSEWHERE),
+        ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "gpu-lost", Verdict.ELSEWHERE),
+        ("OSError: [Errno 28] No space left on device", "no-space", Verdict.ELSEWHERE),
+        ("ValueError: loss is nan at step 12", "not-a-number", Verdict.HERE),
+        ("FloatingPointError: invalid value (nan) encountered in jit(step)", "not-a-number", Verdict.HERE),
+        ("MemoryError", "host-memory", Verdict.HERE),
+        ("requests.exceptions.ConnectionError: Max retries exceeded", "network", Verdict.ELSEWHERE),
+        ("RuntimeError: boom", "unknown", Verdict.HERE),
+    ],
+)
+def test_lines_of_a_trainer_under_way(line: str, kind: str, verdict: Verdict) -> None:
+    found = judge(EXIT_1, "Traceback (most recent call last):", line)
+    assert (found.kind, found.verdict) == (kind, verdict)
+    assert len(found.sentence) > 20
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("ModuleNotFoundError: No module named 'openpi'", "import-error"),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'inputs/dataset'", "missing-data"),
+        ("usage: train.py [-h] --data DATA", "arguments"),
+        ("ValueError: something about the configuration", "start"),
+    ],
+)
+def test_a_crash_before_any_step_of_the_run_is_never_tried_again(line: str, kind: str) -> None:
+    found = judge(EXIT_1, line, stepped=False)
+    assert (found.kind, found.verdict) == (kind, Verdict.NEVER)
+
+
+def test_a_resumed_start_that_fails_at_once_is_tried_again() -> None:
+    assert judge(EXIT_1, "RuntimeError: boom", stepped=False, resumed=True).verdict is Verdict.HERE
+
+
+def test_signals() -> None:
+    assert judge(Ended(None, signal.SIGKILL)).kind == "killed"
+    assert judge(Ended(None, signal.SIGBUS)).verdict is Verdict.ELSEWHERE
+    assert judge(Ended(None, signal.SIGKILL), out_of_memory=True).kind == "host-memory"
+    assert judge(Ended(None, signal.SIGABRT), hung=True).kind == "hang"
+
+
+def test_an_end_without_error_before_the_last_step() -> None:
+    assert judge(Ended(0, None)).kind == "early-end"
+
+
+def test_three_starts_that_get_no_further_exhaust_the_budget() -> None:
+    restarts = Restarts()
+    for step in (37, 37):
+        restarts.note(step)
+        assert not restarts.exhausted
+    restarts.note(36)
+    assert restarts.exhausted
+    assert restarts.step == 37
+
+
+def test_progress_between_crashes_renews_the_budget() -> None:
+    restarts = Restarts()
+    for step in (37, 37, 60, 60):
+        restarts.note(step)
+    assert not restarts.exhausted
+    assert restarts.total == 4

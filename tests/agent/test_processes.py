@@ -1,0 +1,231 @@
+"""Loop, errands and the keeper, with real processes: nothing is lost, nothing survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errand import Errand, Outcome, Report
+from agent.keeper import Ended, Keeper
+from agent.loop import Loop
+from agent.output import Log, Output
+from agent.processes import become_subreaper, descendants, kill_below, reap
+
+DEADLINE_S = 20.0
+ROOT = Path(__file__).parents[2]
+
+
+def reaped() -> None:
+    reap()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    made.on_child = reaped
+    yield made
+    made.close()
+    kill_below(os.getpid())
+
+
+def wait(loop: Loop, done: Callable[[], object]) -> None:
+    assert loop.run_until(lambda: bool(done()), time.monotonic() + DEADLINE_S), "the event did not come"
+
+
+def test_timers_and_signals_are_served_in_one_thread(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.on_signal = lambda number: seen.append(signal.Signals(number).name)
+    timer = loop.every(0.01, lambda: seen.append("tick"))
+    loop.after(0.02, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    wait(loop, lambda: "SIGTERM" in seen and seen.count("tick") >= 3)
+    timer.cancel()
+    assert not loop.run_until(lambda: False, time.monotonic() + 0.01)
+
+
+def run_errand(
+    loop: Loop, work: Callable[[Report], dict[str, object]], **options: object
+) -> tuple[Outcome, list[object]]:
+    outcomes: list[Outcome] = []
+    reports: list[object] = []
+    Errand(loop, work, outcomes.append, report=reports.append, **options)  # type: ignore[arg-type]
+    wait(loop, lambda: outcomes)
+    return outcomes[0], reports
+
+
+def test_an_errand_reports_and_returns(loop: Loop) -> None:
+    def work(report: Report) -> dict[str, object]:
+        report({"half": 1})
+        return {"pid": os.getpid(), "nice": os.nice(0)}
+
+    outcome, reports = run_errand(loop, work, low_priority=False)
+    assert outcome.ok and outcome.value["pid"] != os.getpid()
+    assert reports == [{"half": 1}]
+
+
+def test_an_errand_that_fails_says_how(loop: Loop) -> None:
+    def work(report: Report) -> dict[str, object]:
+        raise PermissionError(13, "no")
+
+    outcome, _ = run_errand(loop, work, low_priority=False)
+    assert (outcome.ok, outcome.error) == (False, "PermissionError")
+
+
+def test_a_hung_errand_is_killed_and_the_loop_goes_on(loop: Loop) -> None:
+    outcome, _ = run_errand(loop, lambda report: time.sleep(1000) or {}, silent_s=0.2, low_priority=False)
+    assert outcome.error == "Hung"
+    wait(loop, lambda: not descendants(os.getpid()))
+
+
+def test_a_killed_errand_is_noticed(loop: Loop) -> None:
+    outcome, _ = run_errand(loop, lambda report: os.kill(os.getpid(), signal.SIGKILL) or {}, low_priority=False)
+    assert outcome.error == "Killed"
+
+
+def start(loop: Loop, tmp_path: Path, *argv: str) -> tuple[Keeper, list[Ended], list[str]]:
+    log = Log(tmp_path / "log")
+    lines: list[str] = []
+    ended: list[Ended] = []
+    output = Output(loop, log, lines.append)
+    keeper = Keeper(loop, argv, dict(os.environ), tmp_path, output.writer, ended.append)
+    output.started()
+    return keeper, ended, lines
+
+
+def test_a_trainer_runs_in_a_session_of_its_own_and_its_exit_code_is_known(loop: Loop, tmp_path: Path) -> None:
+    code = "import os, sys; print(os.getsid(0) == os.getpid(), os.getcwd(), flush=True); sys.exit(7)"
+    _, ended, lines = start(loop, tmp_path, sys.executable, "-c", code)
+    wait(loop, lambda: ended and lines)
+    assert (ended[0].exit_code, ended[0].signal, ended[0].lost) == (7, None, False)
+    assert lines == [f"True {tmp_path}"]
+
+
+def test_a_program_that_does_not_exist_is_named(loop: Loop, tmp_path: Path) -> None:
+    keeper, ended, _ = start(loop, tmp_path, "/nowhere/python9")
+    wait(loop, lambda: ended)
+    assert "/nowhere/python9" in keeper.problem
+
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.pause()
+    os._exit(0)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_kill_takes_a_daemonised_grandchild_too(loop: Loop, tmp_path: Path) -> None:
+    keeper, ended, lines = start(loop, tmp_path, sys.executable, "-c", STUBBORN)
+    wait(loop, lambda: lines)
+    below = descendants(keeper.pid)
+    assert len(below) >= 2
+    keeper.terminate()
+    assert not loop.run_until(lambda: bool(ended), time.monotonic() + 0.3)
+    keeper.kill()
+    wait(loop, lambda: ended)
+    assert ended[0].signal == signal.SIGKILL
+    assert all(not alive(pid) for pid in below)
+
+
+def test_the_end_of_the_trainer_is_the_end_of_its_workers(loop: Loop, tmp_path: Path) -> None:
+    code = "import os, time\nif os.fork() == 0:\n    time.sleep(1000)\nprint('x', flush=True)"
+    keeper, ended, _ = start(loop, tmp_path, sys.executable, "-c", code)
+    wait(loop, lambda: ended)
+    assert ended[0].exit_code == 0
+    assert descendants(keeper.pid) == []
+    wait(loop, lambda: not descendants(os.getpid()))
+
+
+def test_stacks_of_all_processes_are_written_on_abort(loop: Loop, tmp_path: Path) -> None:
+    code = """
+import faulthandler, signal
+faulthandler.enable()
+def waiting_here():
+    print("ready", flush=True)
+    signal.pause()
+waiting_here()
+"""
+    keeper, ended, lines = start(loop, tmp_path, sys.executable, "-c", code)
+    wait(loop, lambda: lines)
+    keeper.abort()
+    wait(loop, lambda: ended)
+    assert ended[0].signal == signal.SIGABRT
+    assert any("in waiting_here" in line for line in lines)
+
+
+def test_when_the_keeper_is_killed_the_sub_reaper_inherits_the_workers(loop: Loop, tmp_path: Path) -> None:
+    become_subreaper()
+    keeper, ended, lines = start(loop, tmp_path, sys.executable, "-c", STUBBORN)
+    wait(loop, lambda: lines)
+    below = descendants(keeper.pid)
+    os.kill(keeper.pid, signal.SIGKILL)
+    wait(loop, lambda: ended)
+    assert ended[0].lost
+    kill_below(os.getpid())
+    assert all(not alive(pid) for pid in below)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_nothing_survives_sigkill_of_the_agent(tmp_path: Path) -> None:
+    """The agent's part is played by a small program around a real Keeper."""
+    program = tmp_path / "agent_part.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            import os, signal, sys
+            signal.alarm(30)
+            from pathlib import Path
+            from agent.keeper import Keeper
+            from agent.loop import Loop
+            from agent.processes import become_subreaper, descendants
+            become_subreaper()
+            loop = Loop()
+            trainer = {STUBBORN!r}
+            Keeper(loop, [sys.executable, "-c", trainer], dict(os.environ), Path("."), 1, print)
+            loop.every(0.02, lambda: None)
+            loop.run_until(lambda: len(descendants(os.getpid())) >= 3)
+            print(*descendants(os.getpid()), flush=True)
+            loop.run_until(lambda: False)
+            """
+        )
+    )
+    agent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert agent.stdout is not None
+    pids: list[int] = []
+    while len(pids) < 3:
+        words = agent.stdout.readline().split()
+        pids = [int(word) for word in words if word.isdigit()]
+    agent.kill()
+    agent.wait()
+    until = time.monotonic() + DEADLINE_S
+    while any(alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert [pid for pid in pids if alive(pid)] == []
+    agent.stdout.close()
+
+
+def test_progress_bars_and_lines_are_told_apart(loop: Loop, tmp_path: Path) -> None:
+    code = "print('step 1\\rstep 2\\rstep 3\\nlast', end='', flush=True)"
+    _, ended, lines = start(loop, tmp_path, sys.executable, "-c", code)
+    wait(loop, lambda: ended and "last" in lines)
+    assert lines == ["step 1", "step 2", "step 3", "last"]
+    assert (tmp_path / "log").read_bytes() == b"step 1\rstep 2\rstep 3\nlast"
