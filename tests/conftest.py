@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dagman.pool import EmbeddedPool
-from dagman.pool.installation import cache_directory
+from dagman.pool.fetch import cache_directory
 
 
 def outside_tmp() -> Path:

@@ -91,11 +91,13 @@ class PrivateApt:
         if done.returncode != 0:
             raise NoPackages(self._explained(done.stderr))
 
-    def resolve(self, package: str) -> list[Package]:
-        """The package and everything that it depends on. Raises NoPackages when the suite does not have it."""
-        done = self._apt("apt-get", "install", "--simulate", package)
+    def resolve(self, *names: str) -> list[Package]:
+        """The packages and everything that they depend on. Raises NoPackages when the suite does not have one."""
+        done = self._apt("apt-get", "install", "--simulate", *names)
         if done.returncode != 0:
-            raise NoPackages(f"the suite {self.suite} has no installable package {package}: {_last(done.stderr)}")
+            raise NoPackages(
+                f"the suite {self.suite} has no installable package {' or '.join(names)}: {_last(done.stderr)}"
+            )
         matches = (_INST.match(line) for line in done.stdout.splitlines())
         return [Package(match[1], match[2]) for match in matches if match]
 

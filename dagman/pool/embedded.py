@@ -23,7 +23,8 @@ from typing import Any
 
 from agent.errors import BadInput, SegueError
 from dagman.pool import namespace, processes
-from dagman.pool.installation import Installation, cache_directory, find
+from dagman.pool.fetch import cache_directory
+from dagman.pool.installation import Installation, find
 from dagman.pool.settings import DIRECTORIES, configuration, socket_directory
 
 START_S = 60.0
