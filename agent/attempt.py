@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,6 +90,8 @@ class Attempt:
         self.leaving_until: float | None = None
         """Set by SIGTERM: when the grace given to us ends."""
         self.leave_now = False
+        self.on_leaving: Callable[[], None] = lambda: None
+        """Called when either is set, so that nobody waits for the next look."""
         self._warned: set[str] = set()
         self.handover = Handover(
             run=job.run,

@@ -66,9 +66,11 @@ def _signalled(attempt: Attempt, number: int) -> None:
     if attempt.leaving:
         attempt.say(f"{name} again: leaving now")
         attempt.leave_now = True
+        attempt.on_leaving()
         return
     attempt.leaving_until = time.time() + attempt.place.vacate_s
     attempt.say(f"{name}: leaving within {attempt.place.vacate_s:.0f} s")
+    attempt.on_leaving()
 
 
 def _finish(attempt: Attempt, end: End, path: Path) -> int:

@@ -16,6 +16,7 @@ from agent.companions import Companions
 from agent.errand import Errand, Outcome, Work
 from agent.failures import Restarts
 from agent.hang import Hang, memory_kills
+from agent.loop import Timer
 from agent.pacing import cautious, from_carried, last_step, save_interval
 from agent.publishing import Publisher
 from agent.recipes import recipe as recipe_named
@@ -25,6 +26,9 @@ from agent.stopping import Stopping
 from agent.training import Files, Training
 
 _TICK_S = 0.25
+_CALM_TICK_S = 1.0
+_CALM_LIMIT_S = 600.0
+_CALM_BEFORE_S = 60.0
 _BEAT_S = 60.0
 _SILENT_S = 300.0
 
@@ -141,7 +145,7 @@ class Segment:
             return verdict.cannot_open(outcome)
         opening = Opening(**outcome.value)
         attempt.experience = from_carried(self.job.pace, opening.pace)
-        if attempt.epoch > attempt.segment + 1:
+        if attempt.epoch > attempt.segment + 1 and not self.job.checkpoint_exit:
             attempt.experience = replace(attempt.experience, interruptions=attempt.epoch - attempt.segment - 1)
         if opening.restored is not None:
             attempt.handover.restored = opening.restored
@@ -188,22 +192,29 @@ class Segment:
         training = Training(self.loop, attempt.log, self.recipe, start, Files(attempt.own), more, self._stepped)
         self.training = training
         self.companions.started(training, self.recipe.carried(start))
-        tick = self.loop.every(_TICK_S, lambda: self._tick(training, hang))
+        tick = self.loop.every(_TICK_S, lambda: self._tick(training, hang, tick))
+        attempt.on_leaving = lambda: self._tick(training, hang, tick)
         self.loop.run_until(lambda: training.over)
         tick.cancel()
         return self._after(training, hang)
 
-    def _tick(self, training: Training, hang: Hang) -> None:
-        """Everything that is looked at several times a second while the trainer runs."""
+    def _tick(self, training: Training, hang: Hang, timer: Timer) -> None:
+        """Everything that is looked at while the trainer runs: once a second, more often where seconds count."""
         if training.over:
             return
+        attempt = self.attempt
+        far = (
+            attempt.deadline.usable - time.time()
+            > _CALM_BEFORE_S + attempt.experience.pace.publish_s + attempt.experience.pace.save_s
+        )
+        timer.every = _CALM_TICK_S if far and attempt.limit_s > _CALM_LIMIT_S and not attempt.leaving else _TICK_S
         training.look()
         before = self.publisher.finished_step
         self.publisher.look()
         if self.publisher.finished_step != before:
             hang.sign(training)
         self.stopping.look(training)
-        hang.look(training, self.attempt)
+        hang.look(training, attempt)
 
     def _stepped(self, step: int, loss: float | None) -> None:
         attempt, training = self.attempt, self.training
