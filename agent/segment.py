@@ -294,6 +294,8 @@ class Segment:
 
     def _steps_per_restart(self, resume: int, reach: int) -> int:
         """Without a mounted staging each checkpoint costs a restart: how many steps to make for one."""
+        if self.job.save_interval is not None:
+            return self.job.save_interval
         pace = self.attempt.experience.pace
         whole = replace(pace, save_s=pace.save_s + pace.startup_s + pace.restore_s)
         return save_interval(replace(self.attempt.experience, pace=whole), resume, reach, self.attempt.limit_s)

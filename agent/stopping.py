@@ -77,8 +77,16 @@ class Stopping:
             if training.stop_asked is None and can_save and needed < left:
                 attempt.say(f"saving at the next step: {left:.0f} s are left, about {needed:.1f} s are needed")
                 training.ask_to_stop(training.step + 1)
-            elif training.stop_asked is None or left < publish_need_s(pace) + _LEAVE_RESERVE_S:
+            elif (
+                training.stop_asked is None
+                or self._deaf(training, needed)
+                or left < publish_need_s(pace) + _LEAVE_RESERVE_S
+            ):
                 training.terminate(min(attempt.job.kill_grace_s, max(0.5, left / 3)))
+
+    def _deaf(self, training: Training, needed: float) -> bool:
+        """Whether a trainer that was asked to stop has had more than enough time for it."""
+        return training.stop_asked_at is not None and time.monotonic() - training.stop_asked_at > 2 * needed
 
     def publishes_over(self) -> bool:
         """Whether waiting for publishes, with no trainer any more, is over: all done, or no hope."""

@@ -90,6 +90,7 @@ class Training:
         self.ended: Ended | None = None
         self.ended_at: float | None = None
         self.stop_asked: int | None = None
+        self.stop_asked_at: float | None = None
         self.stopped_by_agent = False
         files.directory.mkdir(parents=True, exist_ok=True)
         files.stop.unlink(missing_ok=True)
@@ -156,7 +157,7 @@ class Training:
         """Tell the trainer, through its stop file, to save at ``step`` (or the next possible one) and end."""
         if self.stop_asked is not None:
             return
-        self.stop_asked = step
+        self.stop_asked, self.stop_asked_at = step, time.monotonic()
         temporary = self._files.stop.with_suffix(".tmp")
         temporary.write_text(f"{step}\n", encoding="ascii")
         temporary.replace(self._files.stop)

@@ -1,0 +1,58 @@
+"""`python -m tests.agent.plain_recipes run …`: the agent with two recipes for the plain trainer, one of each kind of stopping."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import agent.recipes
+import agent.segment
+from agent.recipes.base import Finished, Recipe, Start
+
+TRAINER = Path(__file__).with_name("plain_trainer.py")
+
+
+class Plain(Recipe):
+    """Stops when asked."""
+
+    name = "plain"
+    sets_last_step = True
+    sets_save_interval = True
+    stops_on_request = True
+
+    def checkpoint_root(self, start: Start) -> Path:
+        return start.scratch / "checkpoints"
+
+    def command(self, start: Start) -> list[str]:
+        return [sys.executable, str(TRAINER), *start.job.args]
+
+    def finished(self, start: Start) -> list[Finished]:
+        root = self.checkpoint_root(start)
+        names = [path.name for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+        return [Finished(int(name), name, root, (name,)) for name in sorted(names, key=int)]
+
+    def prepare(self, start: Start) -> None:
+        for path in self.checkpoint_root(start).glob("*.tmp"):
+            shutil.rmtree(path)
+
+
+class ByLastStep(Plain):
+    """Is told its last step at its start and cannot be asked later, as OpenPI's trainer."""
+
+    name = "by-last-step"
+    stops_on_request = False
+
+
+RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep())}
+
+
+def main() -> int:
+    from agent.__main__ import main as agent_main
+
+    agent.segment.recipe_named = RECIPES.__getitem__  # type: ignore[assignment]
+    return agent_main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

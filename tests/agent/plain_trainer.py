@@ -1,0 +1,106 @@
+"""A trainer in plain Python, as strict as a real one: state depends on every step, a checkpoint is finished by a rename.
+
+It reads SEGUE_* and these options: step_s, crash_at, hang_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+OPTIONS = dict(word.split("=", 1) for word in sys.argv[1:])
+ROOT = Path(os.environ["SEGUE_CHECKPOINT_DIR"])
+STOP = Path(os.environ["SEGUE_STOP_FILE"])
+
+
+def number(name: str, default: float = 0.0) -> float:
+    return float(OPTIONS.get(name, default))
+
+
+def after(state: str, step: int) -> str:
+    """The state after one more step."""
+    return hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+
+
+def save(step: int, state: str) -> None:
+    making = ROOT / f"{step}.tmp"
+    making.mkdir()
+    (making / "state.json").write_text(json.dumps({"step": step, "state": state}))
+    (making / "empty").mkdir()
+    time.sleep(number("save_s"))
+    making.rename(ROOT / str(step))
+
+
+def start_workers(count: int) -> list[int]:
+    """Processes that wait for ever, in sessions of their own."""
+    pids = []
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            while True:
+                signal.pause()
+        pids.append(pid)
+    return pids
+
+
+def check_workers(pids: list[int]) -> None:
+    for pid in pids:
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            raise RuntimeError(f"worker {pid} is dead")
+
+
+def train() -> None:
+    step = int(os.environ["SEGUE_RESUME_STEP"])
+    last = int(os.environ["SEGUE_LAST_STEP"])
+    interval = int(os.environ.get("SEGUE_SAVE_INTERVAL") or 10)
+    state = json.loads((ROOT / str(step) / "state.json").read_text())["state"] if step else ""
+    workers = start_workers(int(number("workers")))
+    print(f"training from {step}", flush=True)
+    with Path(os.environ["SEGUE_PROGRESS_FILE"]).open("a") as progress:
+        while step < last:
+            if step + 1 == int(number("crash_at")):
+                raise RuntimeError(f"boom in step {step + 1}")
+            if step + 1 == int(number("hang_at")):
+                stuck_in_a_collective()
+            time.sleep(number("step_s"))
+            check_workers(workers)
+            step += 1
+            state = after(state, step)
+            progress.write(json.dumps({"step": step, "loss": 1.0 / step}) + "\n")
+            progress.flush()
+            stopping = "deaf" not in OPTIONS and STOP.exists() and step >= int(STOP.read_text())
+            if step % interval == 0 or step == last or stopping:
+                save(step, state)
+            if stopping:
+                break
+    print(f"done at {step}", flush=True)
+
+
+def stuck_in_a_collective() -> None:
+    while True:
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    if "stubborn" in OPTIONS:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "import_error" in OPTIONS:
+        import there_is_no_such_module  # noqa: F401
+    if "print_env" in OPTIONS:
+        names = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_MODE", "WANDB_API_KEY")
+        print(
+            json.dumps(
+                {
+                    name: os.environ.get(name) and (name if name == "WANDB_API_KEY" else os.environ[name])
+                    for name in names
+                }
+            ),
+            flush=True,
+        )
+    train()

@@ -1,0 +1,175 @@
+"""A run for tests: job.json, staging, scratch directories, and attempts as processes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agent.config import ClassLimit, JobConfig, Pace, dump
+from agent.processes import descendants, parents
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 30.0
+
+
+def state_after(steps: int) -> str:
+    """The plain trainer's state after an uninterrupted training."""
+    state = ""
+    for step in range(1, steps + 1):
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+    return state
+
+
+def wait_for(done: Callable[[], object], what: str) -> None:
+    """Wait for an event, with a generous limit."""
+    until = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < until, f"{what} did not happen"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@dataclass
+class Attempt:
+    """One agent process and its scratch directory."""
+
+    process: subprocess.Popen[bytes]
+    scratch: Path
+
+    def handover(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.scratch / "handover.json").read_text(encoding="utf-8"))
+        return found
+
+    def end(self) -> int:
+        """Wait for its end; the exit code."""
+        try:
+            return self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the agent did not end; its log:\n{self.log()}") from None
+
+    def log(self) -> str:
+        return "".join(path.read_text(encoding="utf-8") for path in sorted((self.scratch / "logs").glob("*")))
+
+    def saw(self, text: str) -> None:
+        """Wait until the log contains ``text``."""
+        wait_for(lambda: text in self.log(), f"{text!r} in the log")
+
+    def family(self) -> tuple[int, int, int]:
+        """Process ids of the keeper, the trainer and its first worker."""
+        known = parents()
+        below = descendants(self.process.pid)
+        worker = next(pid for pid in reversed(below) if known.get(known.get(known[pid], 0)) == self.process.pid)
+        return known[known[worker]], known[worker], worker
+
+    def step(self) -> int:
+        """The newest step that the trainer reported."""
+        try:
+            return int(json.loads((self.scratch / ".segue" / "progress.jsonl").read_text().splitlines()[-1])["step"])
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def reached(self, step: int) -> None:
+        wait_for(lambda: self.step() >= step, f"step {step}")
+
+
+class Run:
+    """A run in ``directory``; ``job`` may be replaced field by field."""
+
+    def __init__(self, directory: Path, **fields: Any) -> None:
+        self.directory = directory
+        self.staging = directory / "staging"
+        self.staging.mkdir()
+        limit = fields.pop("limit_s", 60.0)
+        pace = Pace(step_s=0.01, save_s=0.05, publish_s=0.1, restore_s=0.1, startup_s=0.2)
+        base = JobConfig(
+            "plain",
+            str(self.staging),
+            100,
+            "plain",
+            margin_s=0.5,
+            kill_grace_s=1.0,
+            classes={"short": ClassLimit(limit)},
+            pace=pace,
+            fingerprint={"recipe": "plain"},
+        )
+        self.job = replace(base, **fields)
+        self._number = 0
+
+    @property
+    def store(self) -> Path:
+        return self.staging / "segue" / self.job.run
+
+    def commits(self) -> list[str]:
+        return sorted(path.name for path in (self.store / "checkpoints").iterdir())
+
+    def start(
+        self, segment: int = 0, scratch: Path | None = None, environment: dict[str, str] | None = None
+    ) -> Attempt:
+        """Begin an attempt in a fresh scratch directory (or in ``scratch``)."""
+        if scratch is None:
+            scratch = self.directory / f"scratch-{self._number}"
+            scratch.mkdir()
+        self._number += 1
+        (scratch / "job.json").write_text(dump(self.job), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "tests.agent.plain_recipes",
+            "run",
+            "--config",
+            "job.json",
+            "--segment",
+            str(segment),
+            "--class",
+            "short",
+        ]
+        process = subprocess.Popen(
+            command,
+            cwd=scratch,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", **(environment or {})},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return Attempt(process, scratch)
+
+    @contextmanager
+    def attempt(self, segment: int = 0, **options: Any) -> Iterator[Attempt]:
+        """The same, killed at the end of the block if it still runs."""
+        made = self.start(segment, **options)
+        try:
+            yield made
+        finally:
+            if made.process.poll() is None:
+                made.process.kill()
+            made.process.wait()
+
+    def final_state(self) -> str:
+        """The state in the newest commit, read from its archive."""
+        import tarfile
+
+        newest = max(
+            (path for path in (self.store / "checkpoints").glob("0*.tar")), key=lambda path: path.name.split(".")[0]
+        )
+        with tarfile.open(newest) as tar:
+            member = next(name for name in tar.getnames() if name.endswith("state.json"))
+            file = tar.extractfile(member)
+            assert file is not None
+            return str(json.load(file)["state"])

@@ -1,0 +1,265 @@
+"""Whole attempts with a real trainer process: planned ends, crashes, hangs, signals, a store that goes away."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.processes import descendants
+from tests.agent.support import Run, alive, state_after, wait_for
+
+
+def test_a_run_completes_in_one_segment(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=60)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0
+    handover = attempt.handover()
+    assert (handover["state"], handover["exit_code"], handover["step"], handover["epoch"]) == ("complete", 0, 60, 1)
+    assert (handover["starts"], handover["redone_steps"], handover["restored"]) == (1, 0, None)
+    assert handover["class"] == "short" and handover["commit"] == "000000060.e000001.tar"
+    assert set(handover["goodput"]) >= {"restore_s", "startup_s", "train_s", "publish_stall_s", "idle_s"}
+    assert run.final_state() == state_after(60)
+
+
+def test_a_complete_run_starts_no_trainer(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=20)
+    for _ in range(2):
+        with run.attempt() as attempt:
+            assert attempt.end() == 0
+    assert attempt.handover()["starts"] == 0
+    assert attempt.handover()["state"] == "complete"
+    assert not (attempt.scratch / "inputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["plain", "by-last-step"])
+def test_planned_ends_redo_nothing(tmp_path: Path, recipe: str) -> None:
+    run = Run(tmp_path, steps=100_000, recipe=recipe, limit_s=1.8, args=("step_s=0.01",))
+    reached = [0]
+    for segment in range(10):
+        with run.attempt(segment) as attempt:
+            assert attempt.end() == 0, attempt.log()
+        handover = attempt.handover()
+        assert (handover["state"], handover["redone_steps"]) == ("time-used", 0)
+        assert handover["restored"] is None if segment == 0 else handover["restored"]["step"] == reached[-1]
+        assert attempt.step() == handover["step"] > reached[-1]
+        assert handover["ended"] - handover["began"] < 1.8
+        reached.append(handover["step"])
+    assert run.final_state() == state_after(reached[-1])
+
+
+def test_a_crash_at_the_same_step_ends_after_three_starts_and_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path, args=("crash_at=37",), save_interval=10)
+    with run.attempt() as attempt:
+        assert attempt.end() == 78
+    handover = attempt.handover()
+    assert (handover["starts"], handover["state"], handover["step"]) == (3, "failed", 30)
+    assert "step 37" in handover["reason"]
+    assert handover["failure"] == {"class": "unknown", "exit_code": 1, "signal": None, "step": 36}
+    assert any("boom in step 37" in line for line in handover["last_lines"])
+
+
+def test_a_hang_at_the_same_step_ends_after_three_starts_with_its_stack(tmp_path: Path) -> None:
+    run = Run(tmp_path, args=("hang_at=37", "workers=1"), save_interval=10, hang_min_s=0.6, hang_factor=3.0)
+    with run.attempt() as attempt:
+        assert attempt.end() == 78
+    handover = attempt.handover()
+    assert (handover["starts"], handover["failure"]["class"]) == (3, "hang")
+    assert "step 37" in handover["reason"]
+    assert any("stuck_in_a_collective" in line for line in handover["last_lines"])
+
+
+def test_an_import_error_is_not_tried_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, args=("import_error=1",))
+    with run.attempt() as attempt:
+        assert attempt.end() == 78
+    handover = attempt.handover()
+    assert (handover["starts"], handover["failure"]["class"]) == (1, "import-error")
+    assert any("there_is_no_such_module" in line for line in handover["last_lines"])
+
+
+def test_sigterm_saves_publishes_and_leaves_in_time(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01", "workers=2"), save_interval=100_000)
+    with run.attempt() as attempt:
+        attempt.reached(20)
+        began = time.monotonic()
+        attempt.process.terminate()
+        assert attempt.end() == 75
+        assert time.monotonic() - began < 10
+    handover = attempt.handover()
+    assert handover["state"] == "temporary"
+    assert handover["step"] >= 20
+    assert handover["step"] == attempt.step()
+    with run.attempt() as second:
+        second.reached(handover["step"] + 5)
+        assert f"restored step {handover['step']}" in second.log()
+
+
+def test_sigterm_with_no_time_leaves_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01",), save_interval=30)
+    (tmp_path / "machine.ad").write_text("MachineMaxVacateTime = 1 * 1\n")
+    with run.attempt(environment={"_CONDOR_MACHINE_AD": str(tmp_path / "machine.ad")}) as attempt:
+        attempt.saw("published step")
+        attempt.process.terminate()
+        assert attempt.end() == 75
+    assert attempt.handover()["step"] % 30 == 0
+
+
+def test_a_second_sigterm_leaves_now(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=1000, args=("step_s=0.01", "hang_at=40", "stubborn=1", "workers=1"), kill_grace_s=600.0)
+    with run.attempt() as attempt:
+        attempt.reached(39)
+        below = descendants(attempt.process.pid)
+        attempt.process.terminate()
+        attempt.saw("SIGTERM: leaving within")
+        attempt.process.terminate()
+        assert attempt.end() == 75
+        assert [pid for pid in below if alive(pid)] == []
+    assert "told twice" in attempt.handover()["reason"]
+
+
+def test_nothing_survives_sigkill_of_the_agent_and_the_next_attempt_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=200, args=("step_s=0.01", "workers=2", "stubborn=1"), save_interval=20)
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        below = descendants(attempt.process.pid)
+        assert len(below) >= 4
+        attempt.process.kill()
+        wait_for(lambda: not any(alive(pid) for pid in below), "the end of all processes")
+    with run.attempt() as second:
+        assert second.end() == 0
+    handover = second.handover()
+    assert handover["restored"]["step"] >= 20
+    assert run.final_state() == state_after(200)
+    assert [name for name in run.commits() if not name.endswith(".tar") or name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("victim", ["trainer", "worker", "keeper"])
+def test_a_killed_process_is_restarted_within_the_attempt(tmp_path: Path, victim: str) -> None:
+    run = Run(tmp_path, steps=150, args=("step_s=0.01", "workers=1"), save_interval=20)
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        keeper, trainer, worker = attempt.family()
+        os.kill({"trainer": trainer, "worker": worker, "keeper": keeper}[victim], signal.SIGKILL)
+        assert attempt.end() == 0
+        assert not any(alive(pid) for pid in (keeper, trainer, worker))
+    handover = attempt.handover()
+    assert (handover["starts"], handover["state"]) == (2, "complete")
+    assert handover["redone_steps"] < 40
+    assert run.final_state() == state_after(150)
+
+
+def test_staging_may_go_away_and_come_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=400, args=("step_s=0.01",), save_interval=20)
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        away = run.staging.with_name("away")
+        run.staging.rename(away)
+        before = attempt.step()
+        attempt.saw("training goes on")
+        attempt.reached(before + 50)
+        away.rename(run.staging)
+        assert attempt.end() == 0, attempt.log()
+    warnings = [line for line in attempt.handover()["warnings"] if "training goes on" in line]
+    assert len(warnings) == 1
+    assert run.final_state() == state_after(400)
+
+
+def test_a_superseded_attempt_stops_and_does_not_fail_the_node(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01",), save_interval=20)
+    with run.attempt() as older:
+        older.saw("published step")
+        with run.attempt() as newer:
+            newer.saw("training from")
+            below = descendants(older.process.pid)
+            assert older.end() == 0
+            assert not any(alive(pid) for pid in below)
+            newer.saw("published step")
+    assert older.handover()["state"] == "superseded"
+    assert "epoch 2" in older.handover()["reason"]
+
+
+def test_a_changed_configuration_is_refused_field_by_field(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=20)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0
+    run.job = replace(run.job, fingerprint={"recipe": "plain", "args": "other"}, steps=40)
+    run.job = replace(run.job, fingerprint={"recipe": "changed"})
+    with run.attempt() as attempt:
+        assert attempt.end() == 78
+    assert "recipe: was 'plain', is now 'changed'" in attempt.handover()["reason"]
+
+
+def test_absent_staging_is_temporary(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.staging.rmdir()
+    with run.attempt() as attempt:
+        assert attempt.end() == 75
+    assert attempt.handover()["state"] == "temporary"
+    assert str(run.staging) in attempt.handover()["reason"]
+
+
+def test_a_class_too_short_for_one_save_says_so(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path, steps=1000, args=("step_s=0.05", "deaf=1"), recipe="by-last-step", limit_s=1.5, save_interval=900
+    )
+    run.job = replace(run.job, pace=replace(run.job.pace, step_s=0.001))
+    with run.attempt() as attempt:
+        assert attempt.end() == 78
+    assert "no checkpoint came out of this segment" in attempt.handover()["reason"]
+    assert "choose a longer class" in attempt.handover()["reason"]
+
+
+def test_steps_slower_than_thought_end_at_the_last_checkpoint_that_fits(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=1000, args=("step_s=0.02",), recipe="by-last-step", limit_s=3.0, save_interval=40)
+    run.job = replace(run.job, pace=replace(run.job.pace, step_s=0.005))
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "time-used"
+    assert handover["step"] in (40, 80, 120)
+    assert handover["ended"] - handover["began"] < 3.0
+
+
+def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01", "deaf=1"), save_interval=30)
+    (tmp_path / "machine.ad").write_text("MachineMaxVacateTime = 3\n")
+    with run.attempt(environment={"_CONDOR_MACHINE_AD": str(tmp_path / "machine.ad")}) as attempt:
+        attempt.saw("published step")
+        attempt.reached(45)
+        attempt.process.terminate()
+        assert attempt.end() == 75
+    kept = gzip.decompress((run.store / "logs" / "000001.log.gz").read_bytes()).decode()
+    assert "training from 0" in kept
+    lines = [
+        json.loads(line) for line in gzip.decompress((run.store / "logs" / "000001.jsonl.gz").read_bytes()).splitlines()
+    ]
+    assert lines[-1]["event"] == "end"
+    reached, published = lines[-1]["step"], attempt.handover()["step"]
+    assert reached > published
+    with run.attempt() as second:
+        second.reached(reached + 10)
+        second.process.terminate()
+        second.end()
+    assert second.handover()["redone_steps"] == reached - published
+
+
+def test_without_a_mounted_staging_the_store_is_in_the_sandbox_and_htcondor_is_asked_to_move_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=150, args=("step_s=0.01",), staging="", checkpoint_exit=True, save_interval=50)
+    scratch = tmp_path / "sandbox"
+    scratch.mkdir()
+    codes = []
+    while not codes or codes[-1] == 85:
+        with run.attempt(scratch=scratch) as attempt:
+            codes.append(attempt.end())
+    assert codes[-1] == 0 and 85 in codes and len(codes) < 8
+    assert attempt.handover()["state"] == "complete"
+    assert (scratch / "segue-store" / "checkpoints" / f"000000150.e{len(codes):06d}.tar").exists()
+    assert attempt.handover()["redone_steps"] == 0
