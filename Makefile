@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: setup demo test check clean
+.PHONY: bench-agent setup demo test check clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+bench-agent: $(STAMP)
+	@$(BIN)/python bench/bench_agent.py
 
 clean:
 	rm -rf $(VENV) .work build dist *.egg-info

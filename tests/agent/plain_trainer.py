@@ -1,6 +1,7 @@
 """A trainer in plain Python, as strict as a real one: state depends on every step, a checkpoint is finished by a rename.
 
-It reads SEGUE_* and these options: step_s, crash_at, hang_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env.
+It reads SEGUE_* and these options: step_s, crash_at, hang_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf (does
+not look at the stop file), wandb (logs with the real client).
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ def train() -> None:
     last = int(os.environ["SEGUE_LAST_STEP"])
     interval = int(os.environ.get("SEGUE_SAVE_INTERVAL") or 10)
     state = json.loads((ROOT / str(step) / "state.json").read_text())["state"] if step else ""
+    board = None
+    if "wandb" in OPTIONS:
+        import wandb
+
+        board = wandb.init(config={"interval": interval})
     workers = start_workers(int(number("workers")))
     print(f"training from {step}", flush=True)
     with Path(os.environ["SEGUE_PROGRESS_FILE"]).open("a") as progress:
@@ -74,11 +80,15 @@ def train() -> None:
             state = after(state, step)
             progress.write(json.dumps({"step": step, "loss": 1.0 / step}) + "\n")
             progress.flush()
+            if board is not None:
+                board.log({"loss": 1.0 / step}, step=step)
             stopping = "deaf" not in OPTIONS and STOP.exists() and step >= int(STOP.read_text())
             if step % interval == 0 or step == last or stopping:
                 save(step, state)
             if stopping:
                 break
+    if board is not None:
+        board.finish()
     print(f"done at {step}", flush=True)
 
 

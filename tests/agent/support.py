@@ -79,6 +79,12 @@ class Attempt:
         worker = next(pid for pid in reversed(below) if known.get(known.get(known[pid], 0)) == self.process.pid)
         return known[known[worker]], known[worker], worker
 
+    def keeper_and_trainer(self) -> tuple[int, int]:
+        """Process ids of the keeper and of its child, the trainer."""
+        known = parents()
+        trainer = next(pid for pid in descendants(self.process.pid) if known.get(known[pid]) == self.process.pid)
+        return known[trainer], trainer
+
     def step(self) -> int:
         """The newest step that the trainer reported."""
         try:
