@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import errand, exit_codes
 from agent.attempt import Attempt, End
@@ -14,9 +15,14 @@ from agent.deadline import find_deadline
 from agent.errors import SegueError
 from agent.handover import write
 from agent.loop import Loop
+from agent.opening import OpeningErrand
 from agent.place import look_around
 from agent.processes import become_subreaper, kill_below, reap
-from agent.segment import Segment
+from agent.recipes import recipe as recipe_named
+from agent.staging import Staging, store_root
+
+if TYPE_CHECKING:
+    from agent.segment import Segment
 
 
 def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> int:
@@ -32,7 +38,12 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         loop.on_child = _reaped
         segment_run: Segment | None = None
         try:
-            segment_run = Segment(attempt)
+            recipe = recipe_named(job.recipe)
+            staging = Staging(job, store_root(job, place), segment, place)
+            opening = OpeningErrand(attempt, recipe, staging)
+            from agent.segment import Segment  # while the errand works
+
+            segment_run = Segment(attempt, recipe, staging, opening)
             end = segment_run.whole()
         except SegueError as error:
             end = End("failed", exit_codes.PERMANENT, str(error))

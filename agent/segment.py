@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from agent import exit_codes, verdict
+from agent import exit_codes
 from agent.attempt import Attempt, End
-from agent.companions import Companions
 from agent.errand import Errand, Outcome, Work
-from agent.failures import Restarts
-from agent.hang import Hang, memory_kills
 from agent.loop import Timer
+from agent.opening import OpeningErrand, first_start
 from agent.pacing import cautious, from_carried, last_step, save_interval
 from agent.publishing import Publisher
-from agent.recipes import recipe as recipe_named
-from agent.recipes.base import Start
-from agent.staging import STORE_NAME, Opening, Staging, store_root
-from agent.stopping import Stopping
+from agent.recipes.base import Recipe, Start
+from agent.staging import STORE_NAME, Opening, Staging
 from agent.training import Files, Training
+
+if TYPE_CHECKING:  # what the trainer's start need not wait for is imported after it
+    from agent.companions import Companions
+    from agent.failures import Restarts
+    from agent.hang import Hang
+    from agent.stopping import Stopping
 
 _TICK_S = 0.25
 _CALM_TICK_S = 1.0
@@ -34,17 +37,16 @@ _SILENT_S = 300.0
 
 
 class Segment:
-    """See above; ``whole`` runs it. Raises SegueError for a broken job only."""
+    """See above; ``whole`` runs it. ``opening`` is under way already. Raises SegueError for a broken job only."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, recipe: Recipe, staging: Staging, opening: OpeningErrand) -> None:
         self.attempt = attempt
         self.job = attempt.job
         self.loop = attempt.loop
-        self.recipe = recipe_named(attempt.job.recipe)
-        self.staging = Staging(attempt.job, store_root(attempt.job, attempt.place), attempt.segment, attempt.place)
-        self.restarts = Restarts()
+        self.recipe = recipe
+        self.staging = staging
+        self.opening = opening
         self.resume: tuple[int, str | None] = (0, None)
-        self.companions = Companions(attempt, self.staging)
         self.training: Training | None = None
         self.trouble: Outcome | None = None
         self.publisher = Publisher(
@@ -64,11 +66,32 @@ class Segment:
             self._publish_trouble,
             _SILENT_S,
         )
-        self.stopping = Stopping(attempt, self.recipe, self.publisher, _TICK_S)
+
+    @cached_property
+    def companions(self) -> Companions:
+        """W&B, telemetry, kept logs."""
+        from agent.companions import Companions
+
+        return Companions(self.attempt, self.staging)
+
+    @cached_property
+    def stopping(self) -> Stopping:
+        """Watches the time."""
+        from agent.stopping import Stopping
+
+        return Stopping(self.attempt, self.recipe, self.publisher, _TICK_S)
+
+    @cached_property
+    def restarts(self) -> Restarts:
+        """Counts crashes."""
+        from agent.failures import Restarts
+
+        return Restarts()
 
     def whole(self) -> End:
         """The attempt from claim to end."""
-        self.companions.take_secret()
+        if self.job.wandb is not None:
+            self.companions.take_secret()
         end = self._open()
         if end is not None:
             return end
@@ -95,54 +118,39 @@ class Segment:
     # --- opening -------------------------------------------------------------------------------------------------
 
     def _start(self, last: int = 0, interval: int | None = None) -> Start:
-        attempt = self.attempt
         step, label = self.resume
-        return Start(
-            job=self.job,
-            scratch=attempt.place.scratch,
+        attempt = self.attempt
+        return replace(
+            first_start(attempt),
             resume_step=step,
             resume_label=label,
             last_step=last,
             save_interval=interval,
-            deadline=attempt.deadline.usable,
             epoch=attempt.epoch,
             start_number=attempt.handover.starts + 1,
-            gpus=attempt.place.gpus,
         )
 
     def _errand(self, work: Work) -> Outcome | None:
         """Run an errand to its end; None when a signal came first."""
         outcomes: list[Outcome] = []
-        errand = Errand(self.loop, work, outcomes.append, report=self._told, silent_s=_SILENT_S, low_priority=False)
+        errand = Errand(
+            self.loop, work, outcomes.append, report=self.opening.told, silent_s=_SILENT_S, low_priority=False
+        )
         self.loop.run_until(lambda: bool(outcomes) or self.attempt.leaving)
         if not outcomes:
             errand.cancel()
             return None
         return outcomes[0]
 
-    def _told(self, report: dict[str, Any]) -> None:
-        attempt = self.attempt
-        if "claim" in report:
-            attempt.claim = report["claim"]
-            attempt.epoch = attempt.handover.epoch = int(report["epoch"])
-            attempt.name_log()
-            attempt.say(
-                f"run {self.job.run}, segment {attempt.segment}, epoch {attempt.epoch} on {attempt.place.machine}"
-            )
-        if "warning" in report:
-            attempt.warn(report["warning"])
-        if "say" in report:
-            attempt.say(report["say"])
-
     def _open(self) -> End | None:
         """Claim, restore, unpack."""
         attempt = self.attempt
-        root = self.recipe.checkpoint_root(self._start())
-        outcome = self._errand(lambda report: self.staging.open(root, report))
-        if outcome is None:
-            return verdict.left(attempt, 0)
-        if not outcome.ok:
-            return verdict.cannot_open(outcome)
+        self.loop.run_until(lambda: self.opening.outcome is not None or attempt.leaving)
+        outcome = self.opening.outcome
+        if outcome is None or not outcome.ok:
+            from agent import verdict
+
+            return verdict.left(attempt, 0) if outcome is None else verdict.cannot_open(outcome)
         opening = Opening(**outcome.value)
         attempt.experience = from_carried(self.job.pace, opening.pace)
         if attempt.epoch > attempt.segment + 1 and not self.job.checkpoint_exit:
@@ -157,6 +165,8 @@ class Segment:
         attempt.high_water = max(attempt.restored_step, opening.high_water)
         self.publisher.committed_step = attempt.restored_step
         if attempt.restored_step >= self.job.steps:
+            from agent import verdict
+
             return verdict.complete(attempt.restored_step, self.job.steps)
         return None
 
@@ -171,6 +181,8 @@ class Segment:
         if reach <= resume and not first:
             return self._time_used("no further step fits before the limit")
         if reach <= resume and attempt.experience.measured:
+            from agent import verdict
+
             return End("failed", exit_codes.PERMANENT, verdict.too_short(attempt))
         reach = max(reach, resume + 1)
         interval = self.job.save_interval
@@ -187,10 +199,12 @@ class Segment:
             f"limit in {attempt.deadline.at - time.time():.0f} s ({attempt.deadline.cause})"
         )
         self.publisher.watch(self.recipe, start, resume)
-        more = self.companions.environment(self.recipe.checkpoint_root(start))
-        hang = Hang(self.job, attempt.experience.pace, memory_kills())
+        more = self.companions.environment(self.recipe.checkpoint_root(start)) if self.job.wandb is not None else {}
         training = Training(self.loop, attempt.log, self.recipe, start, Files(attempt.own), more, self._stepped)
         self.training = training
+        from agent.hang import Hang, memory_kills
+
+        hang = Hang(self.job, attempt.experience.pace, memory_kills())
         self.companions.started(training, self.recipe.carried(start))
         tick = self.loop.every(_TICK_S, lambda: self._tick(training, hang, tick))
         attempt.on_leaving = lambda: self._tick(training, hang, tick)
@@ -231,6 +245,8 @@ class Segment:
 
     def _after(self, training: Training, hang: Hang) -> End | None:
         """Publish what is complete, then decide: end, or start again (None)."""
+        from agent import verdict
+
         attempt = self.attempt
         self._book(training)
         self.publisher.look(thoroughly=True)
@@ -301,10 +317,14 @@ class Segment:
         return save_interval(replace(self.attempt.experience, pace=whole), resume, reach, self.attempt.limit_s)
 
     def _time_used(self, reason: str) -> End:
+        from agent import verdict
+
         made = self.training.step - self.attempt.restored_step if self.training else 0
         return verdict.time_used(self.attempt, self.publisher.committed_step, made, self.restarts.total, reason)
 
     def _crashed(self, training: Training, hang: Hang) -> End | None:
+        from agent import verdict
+
         end = verdict.crashed(self.attempt, training, hang, self.restarts)
         if end is not None:
             return end
@@ -321,6 +341,8 @@ class Segment:
 
     def _restore_again(self) -> End | None:
         """The next start goes on from the newest commit: what lies in scratch may be what the trainer stumbles over."""
+        from agent import verdict
+
         root = self.recipe.checkpoint_root(self._start())
         outcome = self._errand(lambda report: self.staging.restore_afresh(root, report))
         if outcome is None:

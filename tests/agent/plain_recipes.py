@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import agent.recipes
-import agent.segment
+import agent.running
 from agent.recipes.base import Finished, Recipe, Start
 
 TRAINER = Path(__file__).with_name("plain_trainer.py")
@@ -50,7 +50,7 @@ RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep())}
 def main() -> int:
     from agent.__main__ import main as agent_main
 
-    agent.segment.recipe_named = RECIPES.__getitem__  # type: ignore[assignment]
+    agent.running.recipe_named = RECIPES.__getitem__  # type: ignore[assignment]
     return agent_main()
 
 
