@@ -150,7 +150,7 @@ class Run:
         process = subprocess.Popen(
             command,
             cwd=scratch,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", **(environment or {})},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('SEGUE_TEST_PATH', '')}", **(environment or {})},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -1,0 +1,79 @@
+"""Every disturbance that a pool knows, one after the other in one chain: nothing is lost, nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dagman.pool import EmbeddedPool
+from tests.agent.chain import Chain
+from tests.agent.support import Run, alive, state_after, wait_for
+
+STEPS = 1500
+
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
+
+
+def job_id(chain: Chain) -> str:
+    return chain.tool("condor_q", "-constraint", "JobUniverse == 5", "-af:j", "JobStatus").split()[0]
+
+
+def vacate(chain: Chain) -> None:
+    chain.tool("condor_vacate_job", job_id(chain))
+
+
+def vacate_fast(chain: Chain) -> None:
+    chain.tool("condor_vacate_job", "-fast", job_id(chain))
+
+
+def drain(chain: Chain) -> None:
+    before = chain.epoch()
+    slot = next(name for name in chain.tool("condor_status", "-af", "Name").split() if "_" not in name)
+    chain.tool("condor_drain", "-graceful", "-resume-on-completion", slot)
+    chain.wait("the drain", lambda: not chain.processes() or chain.epoch() > before)
+
+
+def hold_and_release(chain: Chain) -> None:
+    job = job_id(chain)
+    chain.tool("condor_hold", job)
+    chain.wait("the hold", lambda: chain.tool("condor_q", job, "-af", "JobStatus").strip() == "5")
+    chain.tool("condor_release", job)
+
+
+def kill(role: str) -> Callable[[Chain], None]:
+    def disturb(chain: Chain) -> None:
+        os.kill(chain.cast()[role], signal.SIGKILL)
+
+    disturb.__name__ = f"kill_{role}"
+    return disturb
+
+
+NEW_ATTEMPT = [vacate, vacate_fast, drain, hold_and_release, kill("agent"), kill("starter"), kill("shadow")]
+SAME_ATTEMPT = [kill("trainer"), kill("worker")]
+
+
+def test_a_chain_survives_every_disturbance(pool: EmbeddedPool, workdir: Path) -> None:
+    args = ("step_s=0.02", "workers=1")
+    run = Run(workdir, steps=STEPS, args=args, save_interval=25, limit_s=600.0)
+    chain = Chain(pool, run, 3)
+    chain.submit()
+    for disturb in SAME_ATTEMPT:
+        chain.running()
+        step = chain.newest()[1]
+        disturb(chain)
+        chain.wait(f"progress after {disturb.__name__}", lambda step=step: chain.newest()[1] > step)
+    for disturb in NEW_ATTEMPT:
+        chain.running()
+        before = chain.epoch()
+        disturb(chain)
+        chain.wait(f"a new attempt after {disturb.__name__}", lambda before=before: chain.epoch() > before)
+    assert chain.wait_for_end() == "0", chain.said()
+    assert chain.newest()[1] == STEPS
+    assert chain.final_state() == state_after(STEPS)
+    wait_for(lambda: not any(alive(pid) for pid in chain.processes()), "the end of all processes")
+    leftovers = [path.name for path in (run.store / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert leftovers == []
