@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.config import Wandb
 from dagman.pool import EmbeddedPool
 from tests.agent.chain import Chain
 from tests.agent.support import Run, alive, state_after, wait_for
 
-STEPS = 1500
+STEPS = 900
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
@@ -59,7 +60,7 @@ SAME_ATTEMPT = [kill("trainer"), kill("worker")]
 def test_a_chain_survives_every_disturbance(pool: EmbeddedPool, workdir: Path) -> None:
     args = ("step_s=0.02", "workers=1")
     run = Run(workdir, steps=STEPS, args=args, save_interval=25, limit_s=600.0)
-    chain = Chain(pool, run, 3)
+    chain = Chain(pool, run, 2)
     chain.submit()
     for disturb in SAME_ATTEMPT:
         chain.running()
@@ -77,3 +78,60 @@ def test_a_chain_survives_every_disturbance(pool: EmbeddedPool, workdir: Path) -
     wait_for(lambda: not any(alive(pid) for pid in chain.processes()), "the end of all processes")
     leftovers = [path.name for path in (run.store / "checkpoints").iterdir() if path.name.startswith(".")]
     assert leftovers == []
+
+
+KEY = "not-a-key-" + "s" * 30
+
+
+def files_with(root: Path, needle: bytes, but: Path) -> list[str]:
+    found = []
+    for path in root.rglob("*"):
+        try:
+            if path.is_file() and not path.is_symlink() and path != but and needle in path.read_bytes():
+                found.append(str(path))
+        except OSError:
+            continue  # gone meanwhile
+    return found
+
+
+def command_lines() -> bytes:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes())
+        except OSError:
+            continue
+    return b"\n".join(lines)
+
+
+def test_the_key_is_nowhere_but_in_the_trainer_and_a_live_run_shows_its_step(pool: EmbeddedPool, workdir: Path) -> None:
+    """Searched with the owner's eyes, who sees more than any other user of the access point: ads, history, logs, DAG, staging, sandboxes."""
+    wandb = Wandb("arm", "plain-1", mode="offline", key_file="wandb.key")
+    run = Run(
+        workdir,
+        steps=100_000,
+        args=("step_s=0.02", "print_env=1", "workers=1"),
+        limit_s=600.0,
+        wandb=wandb,
+        telemetry_s=0.5,
+    )
+    key = workdir / "wandb.key"
+    key.touch(mode=0o600)
+    key.write_text(KEY + "\n")
+    chain = Chain(pool, run, 1, more_inputs=", wandb.key")
+    chain.submit()
+    chain.running()
+    cast = chain.cast()
+    assert KEY.encode() in Path(f"/proc/{cast['trainer']}/environ").read_bytes()
+    assert KEY.encode() not in command_lines()
+    assert files_with(pool.directory, KEY.encode(), key) == []
+    job = job_id(chain)
+    chain.wait("the step in the job ad", lambda: chain.tool("condor_q", job, "-af", "ChirpStep").strip().isdigit())
+    assert int(chain.tool("condor_q", job, "-af", "ChirpSteps")) == 100_000
+    assert KEY not in chain.tool("condor_q", "-l")
+    chain.tool("condor_rm", "-all")
+    wait_for(lambda: not any(alive(pid) for pid in chain.processes()), "the end of all processes")
+    wait_for(lambda: "DAGNodeName" in chain.tool("condor_history", "-l"), "the job in the history")
+    assert KEY not in chain.tool("condor_history", "-l")
+    assert files_with(workdir, KEY.encode(), key) == []
+    assert files_with(pool.directory, KEY.encode(), key) == []
