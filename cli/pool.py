@@ -51,7 +51,7 @@ def command() -> None:
 def up(directory: Path | None, suites: tuple[str, ...], settings: tuple[str, ...]) -> None:
     """Start the pool; it runs until `segue pool down`."""
     pool = EmbeddedPool(directory, _settings(settings), suites=suites or None, report=_say)
-    if pool.status().running:
+    if pool.running():
         _say(f"the pool in {pool.directory} is already up")
         return
     pool.up(tied=False)
@@ -95,7 +95,7 @@ def status(directory: Path | None, as_json: bool) -> None:
 def run(directory: Path | None, argv: tuple[str, ...]) -> None:
     """Run a command against the pool: `segue pool run -- condor_q`; its exit code is ours."""
     pool = EmbeddedPool(directory)
-    if not pool.status().processes:
+    if not pool.running():
         raise click.UsageError(f"no pool is running in {pool.directory}: {_pool_command('up', directory)}")
     try:
         done = pool.run(argv)

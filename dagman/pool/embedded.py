@@ -145,6 +145,10 @@ class EmbeddedPool:
         shutil.rmtree(socket_directory(self.directory), ignore_errors=True)
         (self.directory / "pool.json").unlink(missing_ok=True)
 
+    def running(self) -> bool:
+        """Whether the pool's master runs: cheap, asks no daemon."""
+        return self._alive()
+
     def status(self) -> PoolStatus:
         """What runs, from /proc and the collector; starts nothing."""
         members = processes.of_pool(self.directory)
@@ -222,7 +226,11 @@ class EmbeddedPool:
         ]
         actions += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
         self._child = os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True)
-        record = {"master": self._child, "installation": _as_record(self.installation)}
+        record = {
+            "master": self._child,
+            "born": processes.born(self._child),
+            "installation": _as_record(self.installation),
+        }
         (self.directory / "pool.json").write_text(json.dumps(record))
 
     def _tie(self) -> None:
@@ -237,24 +245,26 @@ class EmbeddedPool:
         )
 
     def _wait_until_ready(self) -> None:
-        hopeless = (
-            _wait(lambda: self._hopeless() or self._kinds() >= _NEEDED, START_S, pause_s=0.1) and self._hopeless()
-        )
-        if self._master() is None:
-            raise PoolFailed(f"HTCondor's master in {self.directory} ended at once; {self._log()}")
-        if hopeless or not self._kinds() >= _NEEDED:
-            have = ", ".join(sorted(self._kinds())) or "none"
-            raise PoolFailed(
-                f"the pool in {self.directory} does not become ready (daemons that answer: {have}); {self._log()}"
-            )
+        have: set[str] = set()
+        deadline = time.monotonic() + START_S
+        while not have >= _NEEDED:
+            if self._master() is None:
+                raise PoolFailed(f"HTCondor's master in {self.directory} ended at once; {self._log()}")
+            if self._hopeless() or time.monotonic() > deadline:
+                answer = ", ".join(sorted(have)) or "none"
+                raise PoolFailed(
+                    f"the pool in {self.directory} does not become ready (daemons that answer: {answer}); {self._log()}"
+                )
+            time.sleep(0.1)
+            have = self._kinds()
 
     def _hopeless(self) -> bool:
-        """The master is gone, or it has started some daemon three times in vain."""
+        """The master has started some daemon three times in vain."""
         log = self.directory / "log" / "MasterLog"
         failed = (
             log.read_text(errors="replace")[self._log_before :].count(") exited with status") if log.exists() else 0
         )
-        return self._master() is None or failed >= 3
+        return failed >= 3
 
     def _log(self) -> str:
         for name in ("master.out", "MasterLog"):
@@ -301,13 +311,7 @@ class EmbeddedPool:
         if record is None:
             return None
         pid = int(record["master"])
-        try:
-            marked = f"{processes.MARK}={self.directory}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(
-                b"\0"
-            )
-        except OSError:
-            return None
-        return pid if marked else None
+        return pid if processes.born(pid) == record["born"] else None
 
     def _alive(self) -> bool:
         return self._master() is not None

@@ -48,6 +48,15 @@ def running() -> dict[int, Process]:
     return found
 
 
+def born(pid: int) -> int | None:
+    """When a process started, in the kernel's ticks since boot: with its id, its identity. None when it has ended."""
+    try:
+        rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if rest[0] in "ZX" else int(rest[19])
+
+
 def of_pool(directory: Path) -> list[int]:
     """Process ids that belong to the pool in `directory`; never our own or an ancestor's."""
     everything = running()
@@ -69,7 +78,7 @@ def of_pool(directory: Path) -> list[int]:
 
 def _marked(process: Process, directory: str) -> bool:
     place = os.fsencode(directory)
-    if b"SEGUE_POOL=" + place in process.environment:
+    if os.fsencode(f"{MARK}={directory}") in process.environment:
         return True
     if process.name.startswith(_DAGMAN) and b"CONDOR_CONFIG=" + place + b"/condor_config" in process.environment:
         return True
@@ -88,11 +97,15 @@ def _ancestors(pid: int, everything: dict[int, Process]) -> set[int]:
 def end(directory: Path, deadline_s: float = 20.0) -> list[int]:
     """SIGKILL to all of the pool's processes until none is left; what is still there at the deadline."""
     deadline = time.monotonic() + deadline_s
-    while left := of_pool(directory):
-        if time.monotonic() > deadline:
+    empty = 0
+    # A process has no environment for a moment while it becomes another program: none seen twice means none.
+    while empty < 2:
+        left = of_pool(directory)
+        empty = 0 if left else empty + 1
+        if left and time.monotonic() > deadline:
             return left
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(0.02)
     return []

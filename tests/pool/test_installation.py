@@ -132,3 +132,19 @@ def test_htcondor_23_of_trixie_runs_a_job_too(workdir: Path) -> None:
         assert pool.status().version.startswith("23.9")
         submit(pool, workdir, "/bin/true")
         wait_for_event(workdir, "005")
+
+
+@pytest.mark.pool
+def test_whole_htcondor_on_path_is_used_and_tools_alone_are_not(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = installation.fetched(installation.SUITES)
+    settings = dict(fetched.settings)
+    (workdir / "condor_config").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
+    monkeypatch.setenv("CONDOR_CONFIG", str(workdir / "condor_config"))
+    monkeypatch.setenv("PATH", f"{fetched.bin}:{os.environ['PATH']}")
+    assert installation.on_path() is None, "the tools of an access point cannot run a pool"
+    monkeypatch.setenv("PATH", f"{fetched.sbin}:{os.environ['PATH']}")
+    present = installation.find()
+    assert (present.source, present.sbin, present.version) == ("PATH", fetched.sbin, fetched.version)
+    with EmbeddedPool(workdir / "pool") as pool:
+        assert pool.status().source == "PATH"
+        assert pool.status().ready

@@ -88,6 +88,25 @@ def test_command_line_ends_a_pool_whose_master_was_killed(workdir: Path, capsys:
     assert capsys.readouterr().out.startswith("down: ")
 
 
+def test_orphaned_dagman_and_its_scripts_end_with_the_pool(workdir: Path) -> None:
+    (workdir / "wait.sh").write_text(f"#!/bin/sh\necho $$ > {workdir}/script\nwhile :; do sleep 0.2; done\n")
+    (workdir / "wait.sh").chmod(0o755)
+    (workdir / "one.dag").write_text("JOB a a.sub NOOP\nSCRIPT PRE a wait.sh\n")
+    (workdir / "a.sub").write_text("executable = /bin/true\nqueue\n")
+    with EmbeddedPool(workdir / "pool") as pool:
+        done = pool.run(["condor_submit_dag", "one.dag"], cwd=workdir, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        note = workdir / "script"
+        wait_until("the PRE script", lambda: note.exists() and note.read_text().strip() != "")
+        # Every daemon is killed; DAGMan and its script lose their parents.
+        for process in processes.running().values():
+            if process.pid in processes.of_pool(pool.directory) and process.name in ("condor_master", "condor_schedd"):
+                os.kill(process.pid, signal.SIGKILL)
+        script = int(note.read_text())
+        assert script in processes.of_pool(pool.directory)
+    assert not _exists(script)
+
+
 def test_configuration_that_no_daemon_accepts_is_reported_and_leaves_nothing(workdir: Path) -> None:
     with pytest.raises(PoolFailed, match="does not become ready"):
         EmbeddedPool(workdir / "pool", {"MAX_HISTORY_LOG": "many"}).up()
