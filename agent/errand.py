@@ -6,6 +6,7 @@ the agent's, dies with the agent, and can be killed at any call: the store is bu
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 
 from agent.loop import Loop, forget_signals
 from agent.processes import die_with_parent
+
+_SIGN_S = 10.0
 
 Report = Callable[[dict[str, Any]], None]
 Work = Callable[[Report], dict[str, Any]]
@@ -83,7 +86,7 @@ class Errand:
             if "report" in message:
                 if self._report is not None:
                     self._report(message["report"])
-            else:
+            elif message:
                 self._outcome = Outcome(
                     message.get("value") or {},
                     message.get("error", ""),
@@ -136,11 +139,15 @@ def _child(agent: int, writer: int, work: Work, low_priority: bool) -> None:
         os.closerange(4, 4096)
         os.setsid()
 
+        turn = _thread.allocate_lock()
+
         def say(message: dict[str, Any]) -> None:
             view = memoryview(json.dumps(message).encode() + b"\n")
-            while view:
-                view = view[os.write(kept, view) :]
+            with turn:
+                while view:
+                    view = view[os.write(kept, view) :]
 
+        _thread.start_new_thread(_show_progress, (say,))
         try:
             if low_priority:
                 from agent.store import lower_priority
@@ -152,6 +159,21 @@ def _child(agent: int, writer: int, work: Work, low_priority: bool) -> None:
         code = 0
     finally:
         os._exit(code)
+
+
+def _show_progress(say: Callable[[dict[str, Any]], None]) -> None:
+    """Say now and then that bytes move: a large publish takes long, a hung mount moves nothing."""
+    before = b""
+    while True:
+        time.sleep(_SIGN_S)
+        try:
+            with open("/proc/self/io", "rb") as file:  # noqa: PTH123
+                now = b"".join(line for line in file if line.startswith((b"rchar", b"wchar")))
+        except OSError:
+            return
+        if now != before:
+            before = now
+            say({})
 
 
 def _details(error: Exception) -> dict[str, Any]:

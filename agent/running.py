@@ -94,5 +94,9 @@ def _finish(attempt: Attempt, end: End, path: Path) -> int:
     if end.exit_code != exit_codes.OK and not handover.last_lines:
         handover.last_lines = list(attempt.log.last)
     attempt.say(f"{end.state}: {end.reason}")
-    write(handover, path)
+    try:
+        write(handover, path)
+    except OSError as error:
+        attempt.say(f"{path}: the handover cannot be written ({error.strerror}): is the scratch disk full?")
+        return end.exit_code or exit_codes.TEMPORARY
     return end.exit_code

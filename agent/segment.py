@@ -32,7 +32,6 @@ _TICK_S = 0.25
 _CALM_TICK_S = 1.0
 _CALM_LIMIT_S = 600.0
 _CALM_BEFORE_S = 60.0
-_BEAT_S = 60.0
 _SILENT_S = 300.0
 
 
@@ -95,7 +94,9 @@ class Segment:
         end = self._open()
         if end is not None:
             return end
-        self.loop.every(_BEAT_S, self._beat)
+        from agent.heartbeat import Heartbeat
+
+        Heartbeat(self.attempt, self.staging)
         while True:
             end = self._train_once()
             if end is not None:
@@ -183,7 +184,7 @@ class Segment:
         if reach <= resume and attempt.experience.measured:
             from agent import verdict
 
-            return End("failed", exit_codes.PERMANENT, verdict.too_short(attempt))
+            return verdict.no_room_for_a_step(attempt)
         reach = max(reach, resume + 1)
         interval = self.job.save_interval
         if interval is None and self.recipe.sets_save_interval:
@@ -386,15 +387,3 @@ class Segment:
         elif outcome.error != "Cancelled":
             self.trouble = outcome
             self.attempt.warn(f"{outcome.message}; training goes on", key="staging")
-
-    def _beat(self) -> None:
-        """Once a minute: show that we live, and see whether a newer attempt owns the run."""
-
-        def done(outcome: Outcome) -> None:
-            if outcome.error == "Superseded":
-                self.attempt.superseded = outcome.message
-            elif not outcome.ok and outcome.error != "Cancelled":
-                self.attempt.warn(f"{outcome.message}; training goes on", key="staging")
-
-        if not self.attempt.superseded and not self.attempt.leaving:
-            Errand(self.loop, lambda report: self.staging.beat(self.attempt.claim), done, silent_s=_SILENT_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from agent import exit_codes
 from agent.attempt import Attempt, End
 from agent.errand import Outcome
@@ -40,6 +42,15 @@ def too_short(attempt: Attempt) -> str:
         f"one step ({pace.step_s:.2f} s), one save ({pace.save_s:.1f} s) and one publish ({pace.publish_s:.1f} s) with "
         f"the margin ({attempt.deadline.margin_s:.0f} s): choose a longer class or save more often"
     )
+
+
+def no_room_for_a_step(attempt: Attempt) -> End:
+    """Before the first start: not even one step fits; because opening took most of the time, or because the class is too short."""
+    spent = time.time() - attempt.place.began
+    if spent > attempt.limit_s / 2:
+        reason = f"claim, restore and inputs took {spent:.0f} of {attempt.limit_s:.0f} s: staging is slow here"
+        return End("temporary", exit_codes.TEMPORARY, reason)
+    return End("failed", exit_codes.PERMANENT, too_short(attempt))
 
 
 def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason: str) -> End:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,15 @@ from agent.processes import descendants, parents
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30.0
+
+
+def interpreters() -> list[str]:
+    """Every supported Python on this machine, this one first."""
+    found = [
+        sys.executable,
+        *(str(path) for path in (Path.home() / ".pyenv" / "versions").glob("3.1[0-3].*/bin/python3")),
+    ]
+    return list(dict.fromkeys(found))
 
 
 def state_after(steps: int) -> str:
@@ -127,7 +136,11 @@ class Run:
         return sorted(path.name for path in (self.store / "checkpoints").iterdir())
 
     def start(
-        self, segment: int = 0, scratch: Path | None = None, environment: dict[str, str] | None = None
+        self,
+        segment: int = 0,
+        scratch: Path | None = None,
+        environment: dict[str, str] | None = None,
+        python: Sequence[str] = (sys.executable,),
     ) -> Attempt:
         """Begin an attempt in a fresh scratch directory (or in ``scratch``)."""
         if scratch is None:
@@ -136,7 +149,7 @@ class Run:
         self._number += 1
         (scratch / "job.json").write_text(dump(self.job), encoding="utf-8")
         command = [
-            sys.executable,
+            *python,
             "-m",
             "tests.agent.plain_recipes",
             "run",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.processes import descendants
-from tests.agent.support import Run, alive, state_after, wait_for
+from tests.agent.support import Run, alive, interpreters, state_after, wait_for
 
 
 def test_a_run_completes_in_one_segment(tmp_path: Path) -> None:
@@ -26,6 +26,15 @@ def test_a_run_completes_in_one_segment(tmp_path: Path) -> None:
     assert handover["class"] == "short" and handover["commit"] == "000000060.e000001.tar"
     assert set(handover["goodput"]) >= {"restore_s", "startup_s", "train_s", "publish_stall_s", "idle_s"}
     assert run.final_state() == state_after(60)
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_the_agent_runs_on_every_python_without_a_warning(tmp_path: Path, python: str) -> None:
+    run = Run(tmp_path, steps=30)
+    with run.attempt(python=[python, "-W", "error"]) as attempt:
+        assert attempt.end() == 0, attempt.log()
+    assert run.final_state() == state_after(30)
+    assert attempt.handover()["warnings"] == []
 
 
 def test_a_complete_run_starts_no_trainer(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.agent.support import interpreters
+
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"psutil", "wandb"}
 HEAVY = (
@@ -57,11 +59,6 @@ def test_the_start_imports_nothing_heavy() -> None:
         [sys.executable, "-S", "-E", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert set(output.split()).isdisjoint(HEAVY)
-
-
-def interpreters() -> list[str]:
-    found = [sys.executable, *(str(path) for path in Path("/root/.pyenv/versions").glob("3.1[0-3].*/bin/python3"))]
-    return list(dict.fromkeys(found))
 
 
 def pack_agent(target: Path) -> None:
