@@ -1,0 +1,100 @@
+"""`segue login` and `segue wandb sync`."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agent.config import JobConfig, Wandb, dump
+from cli.login import command as login
+from cli.wandb import sync as sync_click
+from cli.wandb import sync_command, unpack
+
+KEY = "n0tAkey" * 5
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path
+
+
+def test_login_keeps_the_key_for_its_owner_alone(home: Path) -> None:
+    result = CliRunner().invoke(login, input=KEY + "\n")
+    path = home / "config" / "segue" / "wandb.key"
+    assert result.exit_code == 0, result.output
+    assert path.read_text() == KEY + "\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert KEY not in result.output
+
+
+def test_login_refuses_what_is_no_key_without_repeating_it(home: Path) -> None:
+    result = CliRunner().invoke(login, input="two words\n")
+    assert "no W&B key" in str(result.exception)
+    assert "two words" not in str(result.exception)
+    assert not (home / "config").exists()
+
+
+def offline_archive(path: Path, *names: str) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"data"))
+
+
+def test_offline_runs_of_all_attempts_are_found(tmp_path: Path) -> None:
+    offline_archive(tmp_path / "000001.tar", "wandb/offline-run-1-x/run-x.wandb")
+    offline_archive(tmp_path / "000002.tar", "wandb/offline-run-2-x/run-x.wandb")
+    work = tmp_path / "work"
+    work.mkdir()
+    runs = unpack(sorted(tmp_path.glob("*.tar")), work)
+    assert [run.name for run in runs] == ["offline-run-1-x", "offline-run-2-x"]
+    assert all((run / "run-x.wandb").read_bytes() == b"data" for run in runs)
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
+    offline_archive(tmp_path / "000001.tar", "../../escaped", "wandb/offline-run-1-x/f")
+    work = tmp_path / "work"
+    work.mkdir()
+    assert len(unpack([tmp_path / "000001.tar"], work)) == 1
+    assert not (tmp_path / "escaped").exists() and not (tmp_path.parent / "escaped").exists()
+
+
+def test_all_parts_go_to_the_runs_one_id_and_the_key_is_no_argument(tmp_path: Path) -> None:
+    command = sync_command(Wandb("arm", "plain-1", entity="lab"), [tmp_path / "offline-run-1-x"])
+    assert command[command.index("--id") + 1] == "plain-1"
+    assert command[command.index("--entity") + 1] == "lab"
+    assert KEY not in command
+
+
+def workflow(directory: Path, wandb: Wandb | None) -> Path:
+    (directory / "flow").mkdir()
+    job = JobConfig("plain", str(directory / "staging"), 10, "command", wandb=wandb)
+    (directory / "flow" / "job.json").write_text(dump(job))
+    return directory / "flow"
+
+
+def test_sync_says_what_is_missing(home: Path) -> None:
+    result = CliRunner().invoke(sync_click, [str(workflow(home, None))])
+    assert "no [wandb] table" in str(result.exception)
+
+
+def test_sync_without_offline_files_is_fine(home: Path) -> None:
+    result = CliRunner().invoke(sync_click, [str(workflow(home, Wandb("arm", "x")))])
+    assert result.exit_code == 0
+    assert "nothing was written offline" in result.output
+
+
+def test_sync_wants_a_key(home: Path) -> None:
+    place = workflow(home, Wandb("arm", "x"))
+    (home / "staging" / "segue" / "plain" / "wandb").mkdir(parents=True)
+    offline_archive(home / "staging" / "segue" / "plain" / "wandb" / "000001.tar", "wandb/offline-run-1-x/f")
+    result = CliRunner().invoke(sync_click, [str(place)])
+    assert "segue login" in str(result.exception)
