@@ -83,15 +83,19 @@ class Companions:
 
     # --- telemetry -----------------------------------------------------------------------------------------------
 
-    def started(self, training: Training, carried: Sequence[str]) -> None:
+    def carry(self, carried: Sequence[str]) -> None:
+        """Before a start: which caches travel; what lies there now has come from the store."""
+        from agent.carry import mark
+
+        if not self._carried:
+            self._carried = tuple(carried)
+            self._carry_known = mark(self._attempt.place.scratch, self._carried)
+
+    def started(self, training: Training) -> None:
         """A trainer runs: watch it."""
         self._training = training
-        self._carried = (*self._attempt.job.carry, *carried)
         if self._telemetry is None:
-            from agent.carry import mark
-
             self._telemetry = Telemetry(self._attempt)
-            self._carry_known = mark(self._attempt.place.scratch, self._carried) if self._carried else ""
             self._attempt.loop.every(self._attempt.job.telemetry_s, self._sample)
         self._telemetry.note(
             "start", epoch=self._attempt.epoch, machine=self._attempt.place.machine, step=training.start.resume_step

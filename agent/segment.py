@@ -200,13 +200,15 @@ class Segment:
             f"limit in {attempt.deadline.at - time.time():.0f} s ({attempt.deadline.cause})"
         )
         self.publisher.watch(self.recipe, start, resume)
+        if carried := (*self.job.carry, *self.recipe.carried(start)):
+            self.companions.carry(carried)
         more = self.companions.environment(self.recipe.checkpoint_root(start)) if self.job.wandb is not None else {}
         training = Training(self.loop, attempt.log, self.recipe, start, Files(attempt.own), more, self._stepped)
         self.training = training
         from agent.hang import Hang, memory_kills
 
         hang = Hang(self.job, attempt.experience.pace, memory_kills())
-        self.companions.started(training, self.recipe.carried(start))
+        self.companions.started(training)
         tick = self.loop.every(_TICK_S, lambda: self._tick(training, hang, tick))
         attempt.on_leaving = lambda: self._tick(training, hang, tick)
         self.loop.run_until(lambda: training.over)

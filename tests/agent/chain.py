@@ -27,7 +27,7 @@ initialdir = {directory}
 should_transfer_files = YES
 transfer_input_files = job.json, placeholder/handover.json{more_inputs}
 when_to_transfer_output = ON_EXIT
-transfer_output_files = handover.json
+transfer_output_files = handover.json{more_outputs}
 transfer_output_remaps = "handover.json = segment-$(segment).json"
 kill_sig = SIGTERM
 job_max_vacate_time = 20
@@ -37,6 +37,7 @@ error = segment-$(segment).err
 request_cpus = 1
 request_memory = 256MB
 request_disk = 200MB
+{more_lines}
 queue
 """
 
@@ -44,20 +45,28 @@ queue
 class Chain:
     """``segments`` nodes in a line; a node whose agent is killed is tried again, exit 78 is final."""
 
-    def __init__(self, pool: EmbeddedPool, run: Run, segments: int, more_inputs: str = "") -> None:
+    def __init__(
+        self,
+        pool: EmbeddedPool,
+        run: Run,
+        segments: int,
+        more_inputs: str = "",
+        more_outputs: str = "",
+        more_lines: str = "",
+    ) -> None:
         self.pool = pool
         self.run = run
         self.directory = run.directory
-        self._write(segments, more_inputs)
+        self._write(segments, {"more_inputs": more_inputs, "more_outputs": more_outputs, "more_lines": more_lines})
 
-    def _write(self, segments: int, more_inputs: str) -> None:
+    def _write(self, segments: int, more: dict[str, str]) -> None:
         directory = self.directory
         (directory / "job.json").write_text(dump(self.run.job), encoding="utf-8")
         (directory / "placeholder").mkdir()
         (directory / "placeholder" / "handover.json").write_text('{"format": 1, "state": "pending"}\n')
         path = f"{ROOT}:{os.environ.get('SEGUE_TEST_PATH', '')}".rstrip(":")
         (directory / "segment.sub").write_text(
-            SUBMIT.format(python=sys.executable, path=path, directory=directory, more_inputs=more_inputs)
+            SUBMIT.format(python=sys.executable, path=path, directory=directory, **more)
         )
         lines = ["CONFIG dagman.config"]
         for number in range(segments):

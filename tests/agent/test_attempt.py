@@ -260,6 +260,17 @@ def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) ->
     assert second.handover()["redone_steps"] == reached - published
 
 
+def test_caches_travel_to_the_next_attempt(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01", "cache=1"), carry=(".cache",), save_interval=20)
+    for said in ("compiling", "compiled already"):
+        with run.attempt() as attempt:
+            attempt.saw("published step")
+            attempt.process.terminate()
+            assert attempt.end() == 75
+        assert said in attempt.log()
+    assert len(list((run.store / "carry").iterdir())) == 1
+
+
 def test_without_a_mounted_staging_the_store_is_in_the_sandbox_and_htcondor_is_asked_to_move_it(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=150, args=("step_s=0.01",), staging="", checkpoint_exit=True, save_interval=50)
     scratch = tmp_path / "sandbox"

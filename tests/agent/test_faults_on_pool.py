@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -135,3 +136,28 @@ def test_the_key_is_nowhere_but_in_the_trainer_and_a_live_run_shows_its_step(poo
     assert KEY not in chain.tool("condor_history", "-l")
     assert files_with(workdir, KEY.encode(), key) == []
     assert files_with(pool.directory, KEY.encode(), key) == []
+
+
+def test_without_a_mounted_staging_htcondor_moves_the_store_through_restarts_and_an_eviction(
+    pool: EmbeddedPool, workdir: Path
+) -> None:
+    run = Run(
+        workdir,
+        steps=400,
+        args=("step_s=0.01", "workers=1"),
+        staging="",
+        checkpoint_exit=True,
+        save_interval=100,
+        limit_s=600.0,
+    )
+    more = "checkpoint_exit_code = 85\ntransfer_checkpoint_files = segue-store, handover.json"
+    chain = Chain(pool, run, 1, more_outputs=", segue-store", more_lines=more)
+    chain.submit()
+    chain.wait("a checkpoint at the access point", lambda: list((pool.directory / "spool").rglob("000000100.e*.tar")))
+    chain.tool("condor_vacate_job", "-fast", job_id(chain))
+    assert chain.wait_for_end() == "0", chain.said()
+    handover = json.loads((workdir / "segment-0.json").read_text())
+    assert (handover["state"], handover["step"]) == ("complete", 400)
+    assert handover["restored"]["step"] >= 100
+    commits = sorted(path.name for path in (workdir / "segue-store" / "checkpoints").glob("0*.tar"))
+    assert commits[-1].startswith("000000400.")
