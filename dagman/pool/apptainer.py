@@ -1,7 +1,8 @@
 """Apptainer for the embedded pool, without root: jobs run in containers there as they do on a real pool.
 
 The one on PATH is used when there is one, else Debian's package, unpacked and relocated like HTCondor. Relocated, it looks for
-its configuration and session directories relative to its programs; links and empty directories put them there.
+its configuration and session directories relative to its programs; links and empty directories put them there, and a
+wrapper puts its companions (unsquashfs, debootstrap) on PATH.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ _PROGRAMS = (
 _IDS = "0 0 65536\n"
 
 
+# HTCondor's starter calls it by its absolute path, with a PATH of the starter's own.
+_WRAPPER = """#!/bin/sh
+usr=${0%/*}/usr
+PATH=$PATH:/usr/sbin:/sbin:$usr/sbin:$usr/bin
+DEBOOTSTRAP_DIR=$usr/share/debootstrap
+export PATH DEBOOTSTRAP_DIR
+exec "$usr/bin/apptainer" "$@"
+"""
+
+
 class CannotBuild(SegueError):
     """An image could not be built; the message quotes the builder."""
 
@@ -41,6 +52,9 @@ def _arrange(prefix: Path) -> None:
     (usr / "lib/etc").symlink_to("../../etc")
     for base in (usr, usr / "lib"):
         (base / "var/lib/apptainer/mnt/session").mkdir(parents=True)
+    wrapper = prefix / "apptainer"
+    wrapper.write_text(_WRAPPER)
+    wrapper.chmod(0o755)
 
 
 APPTAINER = Software(
@@ -54,10 +68,9 @@ APPTAINER = Software(
 
 @dataclass(frozen=True)
 class Apptainer:
-    """The program, and what it needs in its environment."""
+    """The program, by its absolute path."""
 
     program: Path
-    environment: Mapping[str, str]
 
     def build(
         self, definition: Path, target: Path, arguments: Mapping[str, str] | None = None, report: Report = quiet
@@ -79,7 +92,7 @@ class Apptainer:
             command = [str(self.program), "build", *sandbox, *told, str(image), str(definition.resolve())]
             log = target.parent / f"{target.name}.log"
             report(f"building {target.name} from {definition.name}; the builder's words: {log}")
-            environment = {**os.environ, **self.environment, "APPTAINER_TMPDIR": str(work), "TMPDIR": str(work)}
+            environment = {**os.environ, "APPTAINER_TMPDIR": str(work), "TMPDIR": str(work)}
             with log.open("wb") as output:
                 code = _mapped(command, environment, output.fileno())
             if code != 0 or not image.exists():
@@ -91,12 +104,8 @@ def find(report: Report = quiet) -> Apptainer:
     """The Apptainer to use: the one on PATH, else a fetched one. Raises NoPackages, BrokenInstallation."""
     present = shutil.which("apptainer")
     if present is not None:
-        return Apptainer(Path(present), {})
-    usr = fetch(APPTAINER, SUITES, report) / "usr"
-    path = os.pathsep.join(
-        [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", str(usr / "sbin"), str(usr / "bin")]
-    )
-    return Apptainer(usr / "bin/apptainer", {"PATH": path, "DEBOOTSTRAP_DIR": str(usr / "share/debootstrap")})
+        return Apptainer(Path(present))
+    return Apptainer(fetch(APPTAINER, SUITES, report) / "apptainer")
 
 
 def container_config(apptainer: Apptainer, binds: Mapping[Path, str]) -> dict[str, str]:
@@ -108,6 +117,9 @@ def container_config(apptainer: Apptainer, binds: Mapping[Path, str]) -> dict[st
         "SINGULARITY_EXTRA_ARGUMENTS": "--userns",
         "SINGULARITY_RUN_TEST_BEFORE_JOB": "False",
         "SINGULARITY_BIND_EXPR": f'"{pairs}"' if pairs else "",
+        # Debian's HTCondor lacks the image that it would try; without FUSE Apptainer unpacks a .sif for each job.
+        "STARTD_ATTRS": "$(STARTD_ATTRS) HasSIF",
+        "HasSIF": "True",
     }
 
 

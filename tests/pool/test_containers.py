@@ -102,4 +102,4 @@ def test_definition_that_fails_leaves_no_image_and_says_why(workdir: Path) -> No
 
 def test_missing_definition_is_named(workdir: Path) -> None:
     with pytest.raises(CannotBuild, match=r"there is no definition file .*nothing.def"):
-        Apptainer(Path("apptainer"), {}).build(workdir / "nothing.def", workdir / "image")
+        Apptainer(Path("apptainer")).build(workdir / "nothing.def", workdir / "image")
