@@ -6,6 +6,7 @@ epoch ends it.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
-from agent.errand import Errand, Outcome, Work
+from agent.errand import Errand, Outcome, Work, running
 from agent.loop import Timer
 from agent.opening import OpeningErrand, first_start
 from agent.pacing import cautious, from_carried, last_step, save_interval
+from agent.processes import kill_below
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe, Start
 from agent.staging import STORE_NAME, Opening, Staging
@@ -259,11 +261,11 @@ class Segment:
         if attempt.superseded:
             self.publisher.halt()
             return End("superseded", exit_codes.OK, attempt.superseded)
+        if committed >= self.job.steps:
+            return verdict.complete(committed, self.job.steps)
         if attempt.leaving:
             self.publisher.halt()
             return verdict.left(attempt, committed)
-        if committed >= self.job.steps:
-            return verdict.complete(committed, self.job.steps)
         if self.publisher.unpublished:
             self.publisher.halt()
             return verdict.unpublished(self.publisher.finished_step, self.trouble)
@@ -282,6 +284,8 @@ class Segment:
     def _book(self, training: Training) -> None:
         """Times and steps of a start that is over."""
         attempt, ended = self.attempt, training.ended
+        if ended is not None and ended.lost:
+            kill_below(os.getpid(), frozenset(running))  # the keeper's orphans are ours now
         attempt.goodput.enter("tail_s", training.last_step_at)
         attempt.goodput.enter("publish_stall_s", training.ended_at)
         redone = max(0, min(training.step, attempt.high_water) - training.start.resume_step)

@@ -75,7 +75,10 @@ class Attempt:
             raise AssertionError(f"the agent did not end; its log:\n{self.log()}") from None
 
     def log(self) -> str:
-        return "".join(path.read_text(encoding="utf-8") for path in sorted((self.scratch / "logs").glob("*")))
+        try:
+            return "".join(path.read_text(encoding="utf-8") for path in sorted((self.scratch / "logs").glob("*")))
+        except FileNotFoundError:  # it gets its final name just now
+            return ""
 
     def saw(self, text: str) -> None:
         """Wait until the log contains ``text``."""

@@ -157,8 +157,9 @@ def test_a_killed_process_is_restarted_within_the_attempt(tmp_path: Path, victim
         attempt.saw("published step")
         keeper, trainer, worker = attempt.family()
         os.kill({"trainer": trainer, "worker": worker, "keeper": keeper}[victim], signal.SIGKILL)
-        assert attempt.end() == 0
+        attempt.saw("start 2")
         assert not any(alive(pid) for pid in (keeper, trainer, worker))
+        assert attempt.end() == 0
     handover = attempt.handover()
     assert (handover["starts"], handover["state"]) == (2, "complete")
     assert handover["redone_steps"] < 40
