@@ -12,6 +12,7 @@ import pytest
 
 from dagman.pool import EmbeddedPool
 from dagman.pool.apptainer import container_config, find, sandbox
+from dagman.pool.fetch import locked
 
 DEFINITION = Path(__file__).resolve().parents[2] / "images" / "debian.def"
 
@@ -23,6 +24,17 @@ class ContainerPool:
     pool: EmbeddedPool
     image: Path
     staging: Path
+
+
+def image_file(image: Path) -> Path:
+    """The image as one .sif file, made from the sandbox directory once and kept beside it."""
+    target = image.with_name(f"{image.name}.sif")
+    with locked(image.parent):
+        if not target.exists():
+            definition = image.with_name(f"{image.name}.def")
+            definition.write_text(f"Bootstrap: localimage\nFrom: {image}\n")
+            find().build(definition, target)
+    return target
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from dagman.pool import processes
 from dagman.pool.apptainer import Apptainer, CannotBuild, find
 from tests.conftest import _fresh
-from tests.pool.containers import ContainerPool, container_pool
+from tests.pool.containers import ContainerPool, container_pool, image_file
 from tests.pool.jobs import submit, wait_for_event, wait_until
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
@@ -72,6 +72,16 @@ def test_container_job_sees_staging_is_evicted_and_starts_again(site: ContainerP
     assert (site.staging / "starts").read_text() == "xx"
     assert (workdir / "out").read_text() == "second start\n"
     assert "004 (" in (workdir / "events.log").read_text()
+
+
+def test_image_in_one_file_travels_with_the_job(site: ContainerPool, workdir: Path) -> None:
+    program = workdir / "job.sh"
+    program.write_text("#!/bin/sh\npython3 -c 'import sys; print(sys.version_info[:2])' | tee /staging/version\n")
+    program.chmod(0o755)
+    more = {"container_image": str(image_file(site.image)), "request_disk": "1000000"}
+    submit(site.pool, workdir, str(program), universe="container", should_transfer_files="YES", **more)
+    wait_for_event(workdir, "005")
+    assert (workdir / "out").read_text() == (site.staging / "version").read_text() == "(3, 11)\n"
 
 
 def test_processes_in_containers_end_with_the_pool() -> None:
