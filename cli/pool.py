@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from dagman.pool import EmbeddedPool
+from dagman.pool.apptainer import container_config
+from dagman.pool.apptainer import find as find_apptainer
 from dagman.pool.embedded import default_directory
 from dagman.pool.installation import SUITES
 
@@ -34,6 +36,18 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _binds(pairs: tuple[str, ...]) -> dict[Path, str]:
+    found = {}
+    for pair in pairs:
+        host, _, inside = pair.rpartition(":")
+        if not Path(host).is_dir() or not inside.startswith("/") or set(pair) & set(' ",'):
+            raise click.BadParameter(
+                f"{pair!r} is not DIRECTORY:/PLACE with a directory that exists", param_hint="--bind"
+            )
+        found[Path(host).resolve()] = inside
+    return found
+
+
 @click.group()
 def command() -> None:
     """A real HTCondor of your own: daemons on the loopback interface, one directory, no root, no service."""
@@ -48,12 +62,21 @@ def command() -> None:
     help=f"Take HTCondor from this Debian suite, not from PATH; may be repeated. [default: PATH, then {', '.join(SUITES)}]",
 )
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An HTCondor parameter; may be repeated.")
-def up(directory: Path | None, suites: tuple[str, ...], settings: tuple[str, ...]) -> None:
+@click.option(
+    "--bind",
+    "binds",
+    multiple=True,
+    metavar="DIR:PLACE",
+    help="Let jobs run in containers, with this directory at PLACE in them (work/staging:/staging); may be repeated.",
+)
+def up(directory: Path | None, suites: tuple[str, ...], settings: tuple[str, ...], binds: tuple[str, ...]) -> None:
     """Start the pool; it runs until `segue pool down`."""
-    pool = EmbeddedPool(directory, _settings(settings), suites=suites or None, report=_say)
-    if pool.running():
-        _say(f"the pool in {pool.directory} is already up")
+    wanted = _binds(binds)
+    if EmbeddedPool(directory).running():
+        _say(f"the pool in {EmbeddedPool(directory).directory} is already up")
         return
+    config = container_config(find_apptainer(_say), wanted) if wanted else {}
+    pool = EmbeddedPool(directory, {**config, **_settings(settings)}, suites=suites or None, report=_say)
     pool.up(tied=False)
     _say(f"next: {_pool_command('run', pool.directory)} -- condor_status")
 

@@ -134,3 +134,18 @@ def test_directory_under_tmp_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["pool", "up", "--directory", "/tmp/segue-test-pool"]) == 2
     assert "DAGMan refuses its logs" in capsys.readouterr().err
     assert not Path("/tmp/segue-test-pool").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--set", "NUM_CPUS"], "'NUM_CPUS' is not NAME=VALUE"),
+        (["--bind", "/nonexistent:/staging"], "is not DIRECTORY:/PLACE with a directory that exists"),
+    ],
+)
+def test_malformed_options_of_up_are_refused_before_anything_starts(
+    workdir: Path, option: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pool", "up", "--directory", str(workdir / "pool"), *option]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (workdir / "pool").exists()
