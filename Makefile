@@ -12,6 +12,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml setup.cfg constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pool,train,sim,wandb,convert,serve,test]' >&2
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openpi-client >&2   # its pins (numpy below 2) are not needed by the websocket client
 	@touch $@
 
 demo: $(STAMP)

@@ -1,0 +1,66 @@
+"""`python -m jobs.reference.record`: episodes of Reacher-v5 that the expert plays, into one .npz file.
+
+With --camera the file also holds 64×64 frames, and the state is reduced to what the arm knows of itself: where the target is can then
+only be seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.errors import BadInput
+from jobs.reference.command_line import natural, run_main
+from jobs.reference.episodes import Episodes, save
+
+
+def record(count: int, seed: int, length: int, camera: bool) -> tuple[Episodes, float]:
+    """``count`` episodes of the seeds from ``seed`` on, ``length`` steps each; and the share that reached the target."""
+    import numpy as np
+
+    from jobs.reference.reacher import NEAR, Arm, expert
+
+    states, actions, images, reached = [], [], [], 0
+    with Arm(camera) as arm:
+        for number in range(count):
+            arm.reset(seed + number)
+            for _ in range(length):
+                states.append(arm.state(camera))
+                if camera:
+                    images.append(arm.image())
+                actions.append(expert(arm))
+                arm.step(actions[-1])
+            reached += arm.distance() <= NEAR
+    episodes = Episodes(
+        np.stack(states),
+        np.stack(actions),
+        np.repeat(np.arange(count, dtype=np.int32), length),
+        np.stack(images) if camera else None,
+    )
+    return episodes, reached / count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record; JSON on stdout says how many frames and how often the expert reached the target."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.reference.record", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("--episodes", type=natural, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--length", type=natural, default=50, help="steps of an episode, 0.02 s each")
+    parser.add_argument("--camera", action="store_true", help="64×64 frames, and no target in the state")
+    options = parser.parse_args(arguments)
+    if options.out.suffix != ".npz":
+        raise BadInput(f"--out {options.out}: the file's name must end in .npz")
+    if options.seed < 0:
+        raise BadInput(f"--seed {options.seed}: a seed is 0 or greater")
+    episodes, rate = record(options.episodes, options.seed, options.length, options.camera)
+    save(episodes, options.out)
+    print(json.dumps({"episodes": options.episodes, "frames": episodes.frames, "expert": rate}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
