@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agent.store.restore import Restored as Restored
     from agent.store.retention import Retention as Retention
     from agent.store.store import Store as Store
+    from agent.store.store import latest as latest
     from agent.store.tree import snapshot as snapshot
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "Restored": "restore",
     "Retention": "retention",
     "Store": "store",
+    "latest": "store",
     "snapshot": "tree",
 }
 

@@ -33,11 +33,11 @@ class Entry:
 
 
 class Piece(NamedTuple):
-    """One file's data: bytes ``offset`` to ``offset + size`` belong to member number ``index``."""
+    """One file's data: bytes ``offset`` to ``offset + size`` belong to member number ``number``."""
 
     offset: int
     size: int
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)

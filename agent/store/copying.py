@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 
-from agent.store.errors import Cancelled
+from agent.store.errors import Cancelled, ReadFailed
 from agent.store.fs import FileSystem, write_all
 
 CHUNK = 1 << 20
+EMPTY = hashlib.sha256().hexdigest()
 _ZEROS = bytes(CHUNK)
 
 
@@ -81,7 +82,10 @@ def hash_through(
     digest = hashlib.sha256()
     done = 0
     while done < size:
-        count = fs.read_into(source, buffer[: min(len(buffer), size - done)], source_offset + done)
+        try:
+            count = fs.read_into(source, buffer[: min(len(buffer), size - done)], source_offset + done)
+        except OSError as error:
+            raise ReadFailed(error.errno, error.strerror) from error
         if count == 0:
             break
         piece = buffer[:count]

@@ -59,6 +59,10 @@ class NoRoom(StoreError):
         self.missing_items = missing_items
 
 
+class ReadFailed(OSError):
+    """Reading failed, not writing: the caller must know which of two file systems is at fault."""
+
+
 class BadArchive(StoreError):
     """An archive is not what its manifest says, or its manifest is none; ``problems`` lists each finding."""
 

@@ -44,7 +44,7 @@ class Manifest:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def bytes(self) -> int:
+    def data_bytes(self) -> int:
         """Bytes of file data."""
         return sum(entry.size for entry in self.entries)
 
@@ -104,7 +104,9 @@ def decode(name: str, raw: bytes) -> Manifest:
         if not isinstance(fields["format"], int):
             raise TypeError("format is no number")
         if fields["format"] > FORMAT:
-            raise NewerFormat(f"{name}: written in format {fields['format']}, this segue knows {FORMAT}: use a newer segue")
+            raise NewerFormat(
+                f"{name}: written in format {fields['format']}, this segue knows {FORMAT}: use a newer segue"
+            )
         manifest = Manifest(
             run=_text(fields["run"]),
             step=_natural(fields["step"]),

@@ -20,6 +20,7 @@ _COMMIT = re.compile(r"([0-9]{9,18})\.e([0-9]{6,18})\.tar")
 _CLAIM = re.compile(r"([0-9]{6,18})\.json")
 _LEFTOVER = re.compile(r"\.[0-9]{9,18}\.e([0-9]{6,18})\.(?:[0-9a-f]+\.tmp|tar\.pruned)")
 _CLAIM_LEFTOVER = re.compile(r"\.claim-([0-9]{6,18})-[0-9a-f]+\.tmp")
+_RUN_LEFTOVER = re.compile(r"\.run-([0-9]{6,18})-[0-9a-f]+\.tmp")
 _SET_ASIDE = re.compile(r"[0-9]{9,18}\.e[0-9]{6,18}\.tar\.bad-e[0-9]{6,18}")
 
 
@@ -53,6 +54,10 @@ def temporary_name(step: int, epoch: int, token: str) -> str:
 
 def claim_temporary_name(epoch: int, token: str) -> str:
     return f".claim-{epoch:06d}-{token}.tmp"
+
+
+def run_temporary_name(epoch: int, token: str) -> str:
+    return f".run-{epoch:06d}-{token}.tmp"
 
 
 def pruned_name(commit: str) -> str:
@@ -90,6 +95,12 @@ def leftover_epoch(name: str) -> int | None:
 def claim_leftover_epoch(name: str) -> int | None:
     """The epoch for which a temporary claim was written, None for any other name."""
     match = _CLAIM_LEFTOVER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def run_leftover_epoch(name: str) -> int | None:
+    """The epoch that wrote a temporary run.json, None for any other name."""
+    match = _RUN_LEFTOVER.fullmatch(name)
     return int(match[1]) if match else None
 
 

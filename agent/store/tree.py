@@ -49,7 +49,9 @@ def scan(fs: FileSystem, root: Path, paths: Sequence[str]) -> tuple[Entry, ...]:
     entries = tuple(sorted(found.values(), key=lambda entry: entry.path.split("/")))
     problems = unsafe(entries)
     if problems:
-        raise BadCheckpoint(f"{root}: {'; '.join(problems)}: such a checkpoint cannot be restored, so it is not published")
+        raise BadCheckpoint(
+            f"{root}: {'; '.join(problems)}: such a checkpoint cannot be restored, so it is not published"
+        )
     return entries
 
 

@@ -1,0 +1,146 @@
+"""What a run may occupy and what it does: bytes and items, from the bound that is most to be trusted (invariant I5).
+
+Order of trust: quota attributes of CephFS, what ``get_quotas`` printed on an access point, the run's own budget, the file
+system's free space. The store starts no process, so the text of ``get_quotas`` is handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.store.errors import NoRoom
+from agent.store.fs import FileSystem
+
+_GIGABYTE = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the run may occupy, in bytes and items; None: no bound of its own."""
+
+    bytes: int | None = None
+    items: int | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one bound leaves free; None: it says nothing of that. ``source`` names the bound for messages."""
+
+    source: str
+    bytes: int | None
+    items: int | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What lies in a directory and below."""
+
+    bytes: int
+    items: int
+
+
+def usage(fs: FileSystem, path: str) -> Usage:
+    """Bytes and items of ``path`` with itself, by walking it; a path that does not exist has none."""
+    try:
+        found = fs.stat(path)
+    except FileNotFoundError:
+        return Usage(0, 0)
+    if found.kind != "directory":
+        return Usage(found.size, 1)
+    total, items = 0, 1
+    try:
+        below = fs.names(path)
+    except FileNotFoundError:
+        return Usage(0, 0)
+    for name in below:
+        part = usage(fs, f"{path}/{name}")
+        total += part.bytes
+        items += part.items
+    return Usage(total, items)
+
+
+def ceph_room(fs: FileSystem, path: str) -> Room | None:
+    """The nearest directory above ``path`` with a CephFS quota; None where there is none."""
+    parts = path.rstrip("/").split("/")
+    for depth in range(len(parts), 0, -1):
+        above = "/".join(parts[:depth]) or "/"
+        try:
+            most_bytes = _number(fs.get_attribute(above, "ceph.quota.max_bytes"))
+            most_items = _number(fs.get_attribute(above, "ceph.quota.max_files"))
+            if not most_bytes and not most_items:
+                continue
+            used_bytes = _number(fs.get_attribute(above, "ceph.dir.rbytes")) or 0
+            used_items = _number(fs.get_attribute(above, "ceph.dir.rentries")) or 0
+        except FileNotFoundError:
+            continue
+        return Room(
+            f"the quota of {above}",
+            most_bytes - used_bytes if most_bytes else None,
+            most_items - used_items if most_items else None,
+        )
+    return None
+
+
+def _number(value: bytes | None) -> int | None:
+    try:
+        return int(value) if value else None
+    except ValueError:
+        return None
+
+
+def quotas_room(text: str, path: str) -> Room | None:
+    """Room by the output of ``get_quotas`` (Path Disk_Used(GB) Disk_Limit(GB) Files_Used File_Limit) for the longest path above ``path``."""
+    best: tuple[int, Room] | None = None
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) != 5 or not fields[0].startswith("/"):
+            continue
+        above = fields[0].rstrip("/")
+        if path != above and not path.startswith(above + "/"):
+            continue
+        try:
+            used, limit, files, most = (float(one.replace(",", "")) for one in fields[1:])
+        except ValueError:
+            continue
+        room = Room(f"the quota of {above} (get_quotas)", int((limit - used) * _GIGABYTE), int(most - files))
+        if best is None or len(above) > best[0]:
+            best = (len(above), room)
+    return best[1] if best else None
+
+
+def rooms(fs: FileSystem, root: str, budget: Budget, quotas: str | None = None) -> list[Room]:
+    """All bounds that count, the most trusted first."""
+    found = []
+    quota = ceph_room(fs, root) or (quotas_room(quotas, root) if quotas else None)
+    if quota is not None:
+        found.append(quota)
+    if budget.bytes is not None or budget.items is not None:
+        used = usage(fs, root)
+        found.append(
+            Room(
+                "the run's budget",
+                None if budget.bytes is None else budget.bytes - used.bytes,
+                None if budget.items is None else budget.items - used.items,
+            )
+        )
+    if quota is None:
+        space = fs.space(root)
+        found.append(Room("the file system", space.bytes, space.items))
+    return found
+
+
+def require_room(bounds: list[Room], root: str, needed: int, items: int = 1) -> None:
+    """Raise NoRoom, with exact amounts, by the first bound that ``needed`` bytes and ``items`` items do not fit."""
+    for room in bounds:
+        short_bytes = max(0, needed - room.bytes) if room.bytes is not None else 0
+        short_items = max(0, items - room.items) if room.items is not None else 0
+        if short_bytes or short_items:
+            missing = [f"{short_bytes} bytes"] * bool(short_bytes) + [f"{short_items} items"] * bool(short_items)
+            raise NoRoom(
+                f"{root}: the next commit needs {needed} bytes and {items} item; {room.source} lacks {' and '.join(missing)}: "
+                "remove data from staging, ask for a larger quota, or lower retention (segue prune); "
+                "until then the last commit stays",
+                needed=needed,
+                missing_bytes=short_bytes,
+                missing_items=short_items,
+            )

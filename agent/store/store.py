@@ -1,0 +1,317 @@
+"""The store of one run, as the agent, the jobs and the command line see it; the format is docs/format.md.
+
+It never starts a process, never waits for anything but the disk, and keeps no state of its own but the claim that it made:
+the directory is the truth, so that any call may be the last.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from agent.store import claims, names
+from agent.store.budget import Budget, Room, require_room, rooms
+from agent.store.claims import Claim, Claimant, ClaimRecord
+from agent.store.copying import Pace, never
+from agent.store.errors import BadArchive, NoRoom, ReadFailed, StoreUnavailable, speaking
+from agent.store.fs import FileSystem, PosixFileSystem
+from agent.store.listing import best_commit, highest_committed_epoch, list_commits
+from agent.store.manifest import Manifest, read_manifest
+from agent.store.names import Commit
+from agent.store.publish import WORKERS, Metadata, acknowledge, already_there, as_commit, plan, write_commit
+from agent.store.restore import Restored, check_commit, only_this_commit, twice, unpack
+from agent.store.retention import Retention, prune_commits, set_aside_files, sweep_leftovers
+
+
+def _token() -> str:
+    return secrets.token_hex(6)
+
+
+def latest(root: Path, fs: FileSystem | None = None) -> Commit | None:
+    """The commit that a restore would try first: one directory listing and one stat. Raises StoreUnavailable."""
+    with speaking("listing", str(root)):
+        return best_commit(fs or PosixFileSystem(), str(root))
+
+
+class Store:
+    """One run's checkpoints.
+
+    ``root``: ``<staging>/segue/<run>``. ``budget`` bounds the run; ``quotas`` is the text that ``get_quotas`` printed, where
+    it could be asked. ``workers``: threads that copy; 0 copies without threads. All methods raise StoreError subclasses.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        fs: FileSystem | None = None,
+        *,
+        budget: Budget | None = None,
+        quotas: str | None = None,
+        workers: int = WORKERS,
+        clock: Callable[[], float] = time.time,
+        token: Callable[[], str] = _token,
+    ) -> None:
+        self.root = root
+        self.fs: FileSystem = fs or PosixFileSystem()
+        self.budget = budget or Budget()
+        self._quotas = quotas
+        self._workers = workers
+        self._clock = clock
+        self._token = token
+        self._root = str(root)
+        self._claim: Claim | None = None
+
+    # Owning the run
+
+    def claim(self, claimant: Claimant, fingerprint: Mapping[str, str], accept: Sequence[str] = ()) -> Claim:
+        """Own the run from now on; the first claim makes its directories. ``accept`` names deliberate changes.
+
+        Raises FingerprintChanged, NewerFormat, StoreUnavailable, NoRoom.
+        """
+        with speaking("claiming the run in", self._root):
+            for path in (self._root, f"{self._root}/{names.EPOCHS}", f"{self._root}/{names.CHECKPOINTS}"):
+                self._make_directory(path)
+            self._claim = claims.make_claim(
+                self.fs,
+                self._root,
+                claimant,
+                fingerprint,
+                accept,
+                self._clock,
+                self._token,
+                lambda: highest_committed_epoch(self.fs, self._root),
+            )
+        return self._claim
+
+    def _make_directory(self, path: str) -> None:
+        try:
+            self.fs.stat(path)
+            return
+        except FileNotFoundError:
+            pass
+        above = str(Path(path).parent)
+        if path == self._root:
+            self._make_directory_of_runs(above)
+        with suppress(FileExistsError):
+            self.fs.mkdir(path)
+        self.fs.sync_directory(above)
+
+    def _make_directory_of_runs(self, path: str) -> None:
+        """``<staging>/segue``; staging itself must be there: making it would hide a mount that is missing."""
+        try:
+            self.fs.stat(path)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                self.fs.mkdir(path)
+            self.fs.sync_directory(str(Path(path).parent))
+
+    def current_epoch(self) -> int:
+        """The epoch that owns the run, 0 before the first claim."""
+        with speaking("listing the claims in", self._root):
+            return claims.highest_epoch(self.fs, self._root)
+
+    def owns(self, claim: Claim) -> bool:
+        """Whether no later attempt has claimed the run."""
+        return self.current_epoch() <= claim.epoch
+
+    def heartbeat(self, claim: Claim) -> None:
+        """Show that this attempt lives (modification time of its claim)."""
+        with speaking("touching the claim in", self._root):
+            claims.heartbeat(self.fs, self._root, claim)
+
+    def records(self) -> list[ClaimRecord]:
+        """The claims that can be read, oldest first."""
+        with speaking("reading the claims in", self._root):
+            found = (claims.read_record(self.fs, self._root, one) for one in claims.epochs_in(self.fs, self._root))
+            return [one for one in found if one is not None]
+
+    def _require_own(self, claim: Claim) -> None:
+        claims.require_own(claim, self.current_epoch())
+
+    # Reading
+
+    def commits(self) -> list[Commit]:
+        """All commits in readers' order: the one to restore first stands first."""
+        with speaking("listing the commits in", self._root):
+            return list_commits(self.fs, self._root)
+
+    def manifest(self, commit: Commit) -> Manifest:
+        """What a commit says about itself. Raises BadArchive, NewerFormat, StoreUnavailable."""
+        with speaking("reading", str(commit.path)):
+            fd = self.fs.open(str(commit.path))
+            try:
+                return read_manifest(self.fs, commit.name, fd)[0]
+            finally:
+                self.fs.close(fd)
+
+    def verify(self, commit: Commit, *, pace: Pace | None = None) -> list[str]:
+        """Read every byte; what is wrong with it, empty when it is good. Raises NewerFormat, StoreUnavailable."""
+        with speaking("verifying", str(commit.path)):
+            try:
+                twice(lambda: check_commit(self.fs, commit, pace or Pace(), self._workers))
+            except BadArchive as error:
+                return error.problems
+            except ReadFailed as error:
+                if only_this_commit(error):
+                    return [f"it cannot be read: {error.strerror}"]
+                raise
+            self._mark_verified(commit)
+            return []
+
+    def _mark_verified(self, commit: Commit) -> None:
+        with suppress(OSError):
+            self.fs.set_attribute(str(commit.path), names.VERIFIED, f"{self._clock():.0f}".encode())
+
+    def restore(
+        self, destination: Path, report: Callable[[str], None] = print, *, pace: Pace | None = None
+    ) -> Restored | None:
+        """Put the newest good commit into the directory ``destination``; None when there is none.
+
+        A bad one is reported, set aside when this store made the claim that owns the run, and the next older is taken.
+        Raises NewerFormat, NoRoom (scratch is full), StoreUnavailable (also when nothing could be read at all).
+        """
+        skipped: dict[str, Commit] = {}
+        unread: ReadFailed | None = None
+        with speaking("listing the commits in", self._root):
+            found = list_commits(self.fs, self._root, marks=False)
+        while todo := [one for one in found if one.name not in skipped]:
+            commit = todo[0]
+            try:
+                with speaking("restoring into", str(destination)):
+                    try:
+                        manifest = twice(lambda one=commit: self._unpack(one, destination, pace))  # type: ignore[misc]
+                    except ReadFailed as error:
+                        if not only_this_commit(error):
+                            self._unreadable(commit, error)
+                        report(f"{commit.name} cannot be read ({error.strerror}); taking the next older commit")
+                        skipped[commit.name] = commit
+                        unread = error
+                        continue
+                    except FileNotFoundError:
+                        if self._is_there(commit):
+                            raise
+                        found = list_commits(self.fs, self._root, marks=False)
+                        continue
+            except BadArchive as error:
+                skipped[commit.name] = commit
+                aside = self._set_aside(commit)
+                report(
+                    f"{error}; {f'set aside as {aside}' if aside else 'left where it is'}; taking the next older commit"
+                )
+                continue
+            self._mark_verified(commit)
+            return Restored(commit, manifest, tuple(skipped.values()))
+        if unread is not None:
+            self._unreadable(next(iter(skipped.values())), unread)
+        return None
+
+    def _unpack(self, commit: Commit, destination: Path, pace: Pace | None) -> Manifest:
+        return unpack(self.fs, commit, str(destination), self._token(), pace or Pace(), self._workers)
+
+    def _unreadable(self, commit: Commit, error: ReadFailed) -> None:
+        with speaking("reading", str(commit.path)):
+            raise OSError(error.errno, error.strerror) from error
+
+    def _is_there(self, commit: Commit) -> bool:
+        try:
+            self.fs.stat(str(commit.path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _set_aside(self, commit: Commit) -> str | None:
+        """Give a bad commit a name that readers ignore; only the owner does so. The new name, None when nothing was done."""
+        if self._claim is None or not self.owns(self._claim):
+            return None
+        name = names.set_aside_name(commit.name, self._claim.epoch)
+        try:
+            self.fs.rename(str(commit.path), f"{commit.path.parent}/{name}")
+        except OSError:
+            return None
+        return name
+
+    def set_aside(self) -> list[Path]:
+        """Commits that were found bad; never read, never removed by segue on its own."""
+        with speaking("listing the commits in", self._root):
+            return [Path(path) for path in set_aside_files(self.fs, self._root)]
+
+    def remove_set_aside(self) -> list[Path]:
+        """Remove what was set aside, on a person's word; the paths."""
+        found = self.set_aside()
+        for path in found:
+            with speaking("removing", str(path)), suppress(FileNotFoundError):
+                self.fs.unlink(str(path))
+        return found
+
+    # Writing
+
+    def publish(
+        self,
+        claim: Claim,
+        snapshot: Path,
+        metadata: Metadata,
+        *,
+        retention: Retention | None = None,
+        bytes_per_second: float | None = None,
+        cancelled: Callable[[], bool] = never,
+        progress: Callable[[int], None] | None = None,
+    ) -> Commit:
+        """Make everything in the directory ``snapshot`` a commit; when this returns, it is durable.
+
+        With ``retention``, a commit that does not fit makes room by it first. Raises Superseded, NoRoom, BadCheckpoint,
+        Cancelled, StoreUnavailable; then nothing was committed, and what was committed before stays.
+        """
+        with speaking("publishing to", self._root):
+            self._require_own(claim)
+            job = plan(self.fs, self._root, snapshot, claim.epoch, metadata, self._clock())
+            if already_there(self.fs, job.final):
+                acknowledge(self.fs, job)
+                return as_commit(self.fs, job)
+            self._make_room(claim, job.layout.total, retention)
+            pace = Pace(bytes_per_second, cancelled, progress)
+            try:
+                write_commit(self.fs, job, self._token(), pace, self._workers, lambda: self._require_own(claim))
+            except FileNotFoundError:
+                self._require_own(claim)  # a newer owner has swept the temporary name
+                raise
+            return as_commit(self.fs, job)
+
+    def rooms(self) -> list[Room]:
+        """What each bound leaves free, the most trusted first."""
+        with speaking("asking for the room in", self._root):
+            return rooms(self.fs, self._root, self.budget, self._quotas)
+
+    def _make_room(self, claim: Claim, needed: int, retention: Retention | None) -> None:
+        try:
+            require_room(self.rooms(), self._root, needed)
+        except NoRoom:
+            if retention is None:
+                raise
+            self.prune(claim, retention)
+            require_room(self.rooms(), self._root, needed)
+
+    def prune(self, claim: Claim | None, retention: Retention, dry_run: bool = False) -> list[Commit]:
+        """Remove what the retention does not keep, oldest first; the removed (``dry_run``: to be removed) commits.
+
+        ``claim`` None: a person asks. Either way the newest two good commits stay. Raises Superseded, StoreUnavailable.
+        """
+
+        def may_go_on() -> None:
+            if claim is not None:
+                self._require_own(claim)
+
+        with speaking("pruning", self._root):
+            may_go_on()
+            return prune_commits(self.fs, self._root, retention, dry_run, may_go_on)
+
+    def sweep(self, claim: Claim) -> list[str]:
+        """Remove temporary names of epochs up to this one and all but the newest claims; their paths."""
+        with speaking("sweeping", self._root):
+            self._require_own(claim)
+            return sweep_leftovers(self.fs, self._root, claim.epoch)
+
+
+__all__ = ["Store", "StoreUnavailable", "latest"]
