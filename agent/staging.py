@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from agent.config import JobConfig
 from agent.errand import Report
+from agent.errors import BadInput
 from agent.place import Place
 from agent.recipes.base import Finished
 
 if TYPE_CHECKING:
-    from agent.store import Claim, Restored, Store
+    from agent.store import Claim, Restored, Retention, Store
 
 
 STORE_NAME = "segue-store"
@@ -57,9 +58,9 @@ class Staging:
 
     def store(self) -> Store:
         """The run's store."""
-        from agent.store import PosixFileSystem, Store
+        from agent.store import Budget, Store
 
-        return Store(self.root, fs=PosixFileSystem())
+        return Store(self.root, budget=Budget(self.job.budget.bytes, self.job.budget.items))
 
     def open(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         """Claim an epoch, sweep, restore the newest good commit into ``checkpoint_root``, unpack inputs and code."""
@@ -74,6 +75,7 @@ class Staging:
         )
         report({"claim": asdict(claim), "epoch": claim.epoch})
         store.sweep(claim)
+        self._clear(checkpoint_root)
         found = self._restore(store, checkpoint_root, report)
         if found["restored"] is None or found["restored"]["step"] < self.job.steps:
             for target in fetch(self.job, self.place.scratch):
@@ -86,6 +88,16 @@ class Staging:
 
         found["high_water"] = max(found["high_water"], last_step_of(self.root / "logs", claim.epoch - 1))
         return found
+
+    def _clear(self, checkpoint_root: Path) -> None:
+        """What an earlier attempt left in this directory goes: staging decides. What is not ours stays, with an error."""
+        mark = self.place.scratch / ".segue" / "owns-checkpoints"
+        if checkpoint_root.is_dir() and any(checkpoint_root.iterdir()):
+            if not mark.exists():
+                raise BadInput(f"{checkpoint_root}: has files that are not this run's; start in an empty directory")
+            shutil.rmtree(checkpoint_root)
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
 
     def restore_afresh(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         """Remove what lies in ``checkpoint_root`` and restore the newest good commit."""
@@ -124,27 +136,24 @@ class Staging:
         from agent.store import Metadata
 
         store = self.store()
-        commit = store.publish(
-            _claim(claim),
-            snapshot,
-            Metadata(
-                step=finished.step,
-                label=finished.label,
-                recipe=self.job.recipe,
-                parent=parent,
-                pace=dict(pace),
-                metrics=dict(metrics),
-            ),
+        owner = _claim(claim)
+        metadata = Metadata(
+            finished.step, finished.label, self.job.recipe, parent, pace=dict(pace), metrics=dict(metrics)
         )
-        return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, claim)}
+        commit = store.publish(owner, snapshot, metadata, retention=self._retention())
+        return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, owner)}
 
-    def _prune(self, store: Store, claim: Mapping[str, Any]) -> list[str]:
+    def _retention(self) -> Retention:
         from agent.store import Retention
-        from agent.store.errors import StoreError, Superseded
 
         rule = self.job.retention
+        return Retention(rule.keep, rule.every, rule.best)
+
+    def _prune(self, store: Store, owner: Claim) -> list[str]:
+        from agent.store.errors import StoreError, Superseded
+
         try:
-            store.prune(_claim(claim), Retention(keep=rule.keep, every=rule.every, best=rule.best))
+            store.prune(owner, self._retention())
         except Superseded:
             raise
         except StoreError as error:

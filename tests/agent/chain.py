@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tarfile
 import time
@@ -64,7 +63,7 @@ class Chain:
         (directory / "job.json").write_text(dump(self.run.job), encoding="utf-8")
         (directory / "placeholder").mkdir()
         (directory / "placeholder" / "handover.json").write_text('{"format": 1, "state": "pending"}\n')
-        path = f"{ROOT}:{os.environ.get('SEGUE_TEST_PATH', '')}".rstrip(":")
+        path = f"{ROOT}"
         (directory / "segment.sub").write_text(
             SUBMIT.format(python=sys.executable, path=path, directory=directory, **more)
         )

@@ -166,7 +166,7 @@ class Run:
         process = subprocess.Popen(
             command,
             cwd=scratch,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('SEGUE_TEST_PATH', '')}", **(environment or {})},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}", **(environment or {})},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
