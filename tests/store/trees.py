@@ -1,6 +1,7 @@
 """Small checkpoints for tests: written, and read back as a comparable value."""
 
-# ruff: noqa: PTH  (names as bytes, in any encoding)
+# Names are bytes here, in any encoding.
+# ruff: noqa: PTH
 from __future__ import annotations
 
 import os

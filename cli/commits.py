@@ -1,0 +1,146 @@
+"""`segue commits`, `segue verify`, `segue prune`: what lies in a run's store, whether it is whole, and what may go."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from agent.config import JobConfig
+    from agent.store import Store
+
+
+def _open(run: str) -> tuple[str, Store, JobConfig | None]:
+    """The run's name, its store and what the job was told (None for a store's own directory)."""
+    from agent.store import Budget, Store
+
+    given = Path(run).expanduser().absolute()
+    if (given / "checkpoints").is_dir() and (given / "epochs").is_dir():
+        return given.name, Store(given), None
+    from dagman.runs import find_run
+
+    job = find_run(run).job
+    store = Store(job.store_root, budget=Budget(job.budget.bytes, job.budget.items))
+    return job.run, store, job
+
+
+@click.command("commits")
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def commits(run: str, as_json: bool) -> None:
+    """List the commits of RUN (a run.toml, a workflow directory or a store's directory), the one to restore first on top."""
+    from cli.output import console, duration, size, table
+
+    name, store, _ = _open(run)
+    found = store.commits()
+    aside = store.set_aside()
+    if as_json:
+        rows = [
+            {
+                "commit": one.name,
+                "step": one.step,
+                "epoch": one.epoch,
+                "bytes": one.size,
+                "published": one.published,
+                "verified": one.verified,
+            }
+            for one in found
+        ]
+        data = {"run": name, "store": str(store.root), "commits": rows, "set_aside": [path.name for path in aside]}
+        click.echo(json.dumps(data))
+        return
+    out = console()
+    now = time.time()
+    if found:
+        lines = [
+            [
+                str(one.step),
+                str(one.epoch),
+                size(one.size),
+                f"{duration(max(0.0, now - one.published))} ago",
+                "never" if one.verified is None else f"{duration(max(0.0, now - one.verified))} ago",
+                one.name,
+            ]
+            for one in found
+        ]
+        out.print(table(["step", "epoch", "size", "published", "verified", "commit"], lines))
+    else:
+        click.echo(f"{name} has no commits yet in {store.root}", err=True)
+    for path in aside:
+        click.echo(f"set aside as bad: {path.name} (segue prune {run} --set-aside removes it)", err=True)
+    if found:
+        click.echo(f"next: segue verify {run}", err=True)
+
+
+@click.command("verify")
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(run: str, as_json: bool) -> None:
+    """Read every byte of every commit of RUN and compare it with its manifest; exit 1 when one is bad."""
+    name, store, _ = _open(run)
+    bad: dict[str, list[str]] = {}
+    good: list[str] = []
+    for commit in store.commits():
+        problems = store.verify(commit)
+        if problems:
+            bad[commit.name] = problems
+        else:
+            good.append(commit.name)
+        if not as_json:
+            click.echo(f"{commit.name}: {'; '.join(problems) if problems else 'good'}")
+    if as_json:
+        click.echo(json.dumps({"run": name, "good": good, "bad": bad}))
+    else:
+        click.echo(f"{len(good)} good, {len(bad)} bad", err=True)
+        if bad:
+            click.echo("a restore skips the bad ones by itself; nothing needs to be removed", err=True)
+    if bad:
+        raise SystemExit(1)
+
+
+@click.command("prune")
+@click.argument("run")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--keep", type=click.IntRange(min=2), help="Keep the newest K good commits [default: what run.toml says, else 2]."
+)
+@click.option("--set-aside", is_flag=True, help="Also remove commits that were found bad and set aside.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def prune(run: str, dry_run: bool, keep: int | None, set_aside: bool, as_json: bool) -> None:
+    """Remove commits of RUN that its retention does not ask for; the newest two good ones always stay."""
+    from agent.store import Retention
+    from cli.output import size
+
+    name, store, job = _open(run)
+    rule = job.retention if job is not None else None
+    wanted = Retention(keep or (rule.keep if rule else 2), rule.every if rule else None, rule.best if rule else None)
+    removed = store.prune(None, wanted, dry_run=dry_run)
+    aside: list[Path] = []
+    if set_aside:
+        aside = store.set_aside() if dry_run else store.remove_set_aside()
+    if as_json:
+        data = {
+            "run": name,
+            "dry_run": dry_run,
+            "removed": [one.name for one in removed],
+            "bytes": sum(one.size for one in removed),
+            "set_aside": [path.name for path in aside],
+        }
+        click.echo(json.dumps(data))
+        return
+    verb = "would remove" if dry_run else "removed"
+    for one in removed:
+        click.echo(f"{verb} {one.name} ({size(one.size)})")
+    for path in aside:
+        click.echo(f"{verb} {path.name}")
+    total = sum(one.size for one in removed)
+    click.echo(
+        f"{verb} {len(removed) + len(aside)} files, {size(total)} of commits; {len(store.commits())} commits there",
+        err=True,
+    )
+    if dry_run and (removed or aside):
+        click.echo(f"next: segue prune {run}{' --set-aside' if set_aside else ''}", err=True)

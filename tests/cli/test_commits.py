@@ -1,0 +1,73 @@
+"""The commands on a run's store, through the real command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agent.store import Claimant, Metadata, Store
+from cli.commits import commits, prune, verify
+from tests.store.trees import make_checkpoint
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "staging").mkdir()
+    store = Store(tmp_path / "staging" / "segue" / "reacher")
+    claim = store.claim(Claimant(), {})
+    for step in (10, 20, 30):
+        source = make_checkpoint(tmp_path / str(step), step)
+        store.publish(claim, source, Metadata(step, str(step)))
+    return store.root
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+
+
+def test_commits_are_listed_in_readers_order(root: Path) -> None:
+    done = CliRunner().invoke(commits, [str(root), "--json"])
+    assert done.exit_code == 0
+    assert [one["step"] for one in json.loads(done.stdout)["commits"]] == [30, 20, 10]
+    shown = CliRunner().invoke(commits, [str(root)])
+    assert shown.exit_code == 0 and "000000030.e000001.tar" in shown.stdout and "never" in shown.stdout
+    assert f"next: segue verify {root}" in shown.stderr
+
+
+def test_verify_exits_1_with_the_list_of_the_bad(root: Path) -> None:
+    good = CliRunner().invoke(verify, [str(root)])
+    assert (good.exit_code, good.stdout.count(": good")) == (0, 3)
+    flip(root / "checkpoints" / "000000020.e000001.tar")
+    bad = CliRunner().invoke(verify, [str(root), "--json"])
+    assert bad.exit_code == 1
+    assert list(json.loads(bad.stdout)["bad"]) == ["000000020.e000001.tar"]
+
+
+def test_prune_says_first_and_removes_then(root: Path) -> None:
+    said = CliRunner().invoke(prune, [str(root), "--dry-run", "--json"])
+    assert json.loads(said.stdout)["removed"] == ["000000010.e000001.tar"]
+    assert len(Store(root).commits()) == 3
+    done = CliRunner().invoke(prune, [str(root)])
+    assert done.exit_code == 0 and "removed 000000010.e000001.tar" in done.stdout
+    assert [one.step for one in Store(root).commits()] == [30, 20]
+
+
+def test_prune_removes_what_was_set_aside_only_when_told(root: Path) -> None:
+    aside = root / "checkpoints" / "000000030.e000001.tar.bad-e000002"
+    (root / "checkpoints" / "000000030.e000001.tar").rename(aside)
+    assert CliRunner().invoke(prune, [str(root)]).exit_code == 0
+    assert aside.exists()
+    assert CliRunner().invoke(prune, [str(root), "--set-aside"]).exit_code == 0
+    assert not aside.exists()
+
+
+def test_a_path_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:
+    from agent.errors import BadInput
+
+    done = CliRunner().invoke(commits, [str(tmp_path / "nothing")])
+    assert isinstance(done.exception, BadInput)
