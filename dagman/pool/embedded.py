@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ class EmbeddedPool:
         if not members or installation is None:
             return PoolStatus(str(self.directory), bool(members), False, "", "", len(members), (), -1)
         self._installation = installation
-        kinds = self._kinds()
+        kinds = self._ads().keys()
         queue = self.run(["condor_q", "-allusers", "-af", "ClusterId"], capture_output=True, text=True)
         jobs = len(queue.stdout.splitlines()) if queue.returncode == 0 else -1
         return PoolStatus(
@@ -245,9 +246,11 @@ class EmbeddedPool:
         )
 
     def _wait_until_ready(self) -> None:
-        have: set[str] = set()
+        # Each startd brings a slot of its own: a twin of a GPU pool has several.
+        startds = self.config.get("DAEMON_LIST", "STARTD").upper().count("STARTD")
+        have: Counter[str] = Counter()
         deadline = time.monotonic() + START_S
-        while not have >= _NEEDED:
+        while not (have.keys() >= _NEEDED and have["Machine"] >= startds):
             if self._master() is None:
                 raise PoolFailed(f"HTCondor's master in {self.directory} ended at once; {self._log()}")
             if self._hopeless() or time.monotonic() > deadline:
@@ -256,7 +259,7 @@ class EmbeddedPool:
                     f"the pool in {self.directory} does not become ready (daemons that answer: {answer}); {self._log()}"
                 )
             time.sleep(0.1)
-            have = self._kinds()
+            have = self._ads()
 
     def _hopeless(self) -> bool:
         """The master has started some daemon three times in vain."""
@@ -275,11 +278,12 @@ class EmbeddedPool:
                 return f"{path} says: {(wrong or lines)[-1].strip()}"
         return f"see {self.directory}/log"
 
-    def _kinds(self) -> set[str]:
+    def _ads(self) -> Counter[str]:
+        """How many ads of each kind the collector has; none while it does not answer."""
         if not (self.directory / "log" / ".collector_address").exists():
-            return set()
+            return Counter()
         asked = self.run(["condor_status", "-any", "-af", "MyType"], capture_output=True, text=True)
-        return set(asked.stdout.split()) if asked.returncode == 0 else set()
+        return Counter(asked.stdout.split()) if asked.returncode == 0 else Counter()
 
     def _record(self) -> dict[str, Any] | None:
         try:
@@ -311,7 +315,7 @@ class EmbeddedPool:
         if record is None:
             return None
         pid = int(record["master"])
-        return pid if processes.born(pid) == record["born"] else None
+        return pid if record["born"] is not None and processes.born(pid) == record["born"] else None
 
     def _alive(self) -> bool:
         return self._master() is not None

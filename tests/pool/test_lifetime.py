@@ -149,3 +149,16 @@ def test_malformed_options_of_up_are_refused_before_anything_starts(
     assert main(["pool", "up", "--directory", str(workdir / "pool"), *option]) == 2
     assert sentence in capsys.readouterr().err
     assert not (workdir / "pool").exists()
+
+
+def test_pool_with_two_startds_is_ready_when_both_are(workdir: Path) -> None:
+    config = {
+        "DAEMON_LIST": "MASTER COLLECTOR NEGOTIATOR SCHEDD STARTD STARTD_B",
+        "STARTD_B": "$(STARTD)",
+        "STARTD_B_ARGS": "-local-name B",
+        "B.STARTD_NAME": "gpu4004",
+        "B.STARTD_LOG": "$(LOG)/StartLog.B",
+    }
+    with EmbeddedPool(workdir / "pool", config) as pool:
+        asked = pool.run(["condor_status", "-af", "Name"], capture_output=True, text=True)
+        assert sorted(asked.stdout.split()) == ["slot1@gpu4004@localhost", "slot1@localhost"]
