@@ -63,7 +63,7 @@ def load(path: Path) -> Episodes:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             missing = [name for name in ("state", "actions", "episode") if name not in found.files]
             if missing:
                 raise BadInput(f"{path}: has no array {missing[0]!r}; record it with `python -m jobs.reference.record`")

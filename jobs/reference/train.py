@@ -182,13 +182,11 @@ def train(options: argparse.Namespace) -> None:
     if told.resume_step >= told.last_step:
         print(f"step {told.resume_step}: nothing left to do", flush=True)
         return
-    if told.resume_step and told.resume_step not in finished:
-        checkpoints.restore(root, told.resume_step)  # says what is missing
-    checkpoints.clean(root, told.resume_step)
     workers = faults.Workers(options.workers)
     try:
         prepare_jax(options.threads)
         trainer = Trainer(options, told)
+        checkpoints.clean(root, told.resume_step)
         saver = checkpoints.Saver(root, options.keep, int(options.pad_mb * 1e6))
         _steps(options, told, trainer, saver, workers)
         saver.finish()
