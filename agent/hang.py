@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.config import JobConfig, Pace
-from agent.processes import descendants
+from agent.processes import family
 
 if TYPE_CHECKING:
     from agent.attempt import Attempt
@@ -114,7 +114,7 @@ class Hang:
         limit = self.limit_s(training)
         if self.hung or training.stopped_by_agent or silent < limit:
             return
-        processes = descendants(training.keeper.pid)
+        processes = family(training.keeper.pid)
         if training.clock.first is None and not self._idle(processes, limit):
             return
         self.hung = True

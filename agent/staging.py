@@ -5,7 +5,6 @@ Only here does the agent meet the store; a hung mount stops the child and nothin
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -95,13 +94,17 @@ class Staging:
         if checkpoint_root.is_dir() and any(checkpoint_root.iterdir()):
             if not mark.exists():
                 raise BadInput(f"{checkpoint_root}: has files that are not this run's; start in an empty directory")
-            shutil.rmtree(checkpoint_root)
+            from shutil import rmtree
+
+            rmtree(checkpoint_root)
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
 
     def restore_afresh(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         """Remove what lies in ``checkpoint_root`` and restore the newest good commit."""
-        shutil.rmtree(checkpoint_root, ignore_errors=True)
+        from shutil import rmtree
+
+        rmtree(checkpoint_root, ignore_errors=True)
         return self._restore(self.store(), checkpoint_root, report)
 
     def _restore(self, store: Store, checkpoint_root: Path, report: Report) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from agent.loop import Loop
-from agent.processes import descendants
+from agent.processes import family
 
 _QUERY = (
     ("utilization.gpu", "percent"),
@@ -37,7 +36,7 @@ def usage_below(root: int) -> Usage:
     """What the processes below ``root`` use now."""
     if not os.path.isdir("/proc/self"):  # noqa: PTH112
         return _by_psutil(root)
-    pids = descendants(root)
+    pids = family(root)
     ticks = pages = read = written = 0
     for pid in pids:
         try:
@@ -82,12 +81,20 @@ def parse_gpus(text: str) -> list[dict[str, float]]:
     return gpus
 
 
+def _on_path(name: str) -> str | None:
+    for directory in os.environ.get("PATH", "").split(os.pathsep):
+        path = f"{directory}/{name}"
+        if directory and os.access(path, os.X_OK):
+            return path
+    return None
+
+
 class GpuQuery:
     """nvidia-smi, asked without waiting; ``ask`` does nothing where there is none or one is still answering."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._program = shutil.which("nvidia-smi")
+        self._program = _on_path("nvidia-smi")
         self._busy = False
 
     @property

@@ -23,12 +23,17 @@ sys.path.insert(0, str(ROOT))
 from agent.config import ClassLimit, JobConfig, Pace, dump  # noqa: E402
 from agent.processes import descendants, kill_below  # noqa: E402
 
-BEGIN = "import time, sys, os; open(sys.argv[1], 'w').write(repr(time.time())); "
+BEGIN = "import os, sys, time\nopen(os.environ['MARK'], 'w').write(repr(time.time()))\n"
+RUNNER = BEGIN + "sys.exit(1)\n"
 SLEEPER = (
     BEGIN
-    + "[(open(os.environ['SEGUE_PROGRESS_FILE'], 'a').write('{\"step\": %d}\\n' % n), time.sleep(1)) for n in range(1, 10**6)]"
+    + """
+for step in range(1, 10**6):
+    with open(os.environ['SEGUE_PROGRESS_FILE'], 'a') as file:
+        file.write('{"step": %d}\\n' % step)
+    time.sleep(1)
+"""
 )
-RUNNER = BEGIN + "sys.exit(1)"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -39,15 +44,19 @@ def bundle(target: Path) -> None:
     build_agent(target)
 
 
-def job(directory: Path, code: str, mark: Path) -> Path:
-    """A job.json whose trainer is ``python -c code mark``."""
+def job(directory: Path, code: str) -> Path:
+    """A job.json whose trainer is the program ``trainer`` in ``directory``; the recipe's own arguments do not matter to it."""
     (directory / "staging").mkdir(parents=True, exist_ok=True)
+    trainer = directory / "trainer"
+    trainer.write_text(f"#!{sys.executable}\n{code}", encoding="utf-8")
+    trainer.chmod(0o755)
     config = JobConfig(
         run="bench",
         staging=str(directory / "staging"),
         steps=10**6,
-        recipe="command",
-        args=(sys.executable, "-c", code, str(mark)),
+        recipe="reference",
+        python=str(trainer),
+        args=("--data=.",),
         classes={"short": ClassLimit(3600.0)},
         margin_s=10.0,
         pace=Pace(step_s=0.001, save_s=0.1, publish_s=0.1, restore_s=0.1, startup_s=1.0),
@@ -68,15 +77,15 @@ def added_start(directory: Path, agent: Path, rounds: int) -> float:
     for number in range(rounds):
         place = directory / f"start-{number}"
         mark = place / "mark"
-        config = job(place, RUNNER, mark)
+        config = job(place, RUNNER)
+        environment = {**os.environ, "MARK": str(mark)}
         began = time.time()
-        subprocess.run([sys.executable, "-c", RUNNER, str(mark)], cwd=place, check=False)
+        subprocess.run([str(place / "trainer")], cwd=place, env=environment, check=False)
         alone.append(float(mark.read_text()) - began)
         mark.unlink()
         began = time.time()
-        subprocess.run(
-            command(agent, config), cwd=place, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        quiet = subprocess.DEVNULL
+        subprocess.run(command(agent, config), cwd=place, env=environment, check=False, stdout=quiet, stderr=quiet)
         within.append(float(mark.read_text()) - began)
     return statistics.median(within) - statistics.median(alone)
 
@@ -99,8 +108,10 @@ def beside_a_sleeping_trainer(directory: Path, agent: Path, seconds: float) -> t
     """(processor time in per cent of a core, memory in MB) of agent and keeper while the trainer sleeps."""
     place = directory / "idle"
     mark = place / "mark"
-    config = job(place, SLEEPER, mark)
-    process = subprocess.Popen(command(agent, config), cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    config = job(place, SLEEPER)
+    environment = {**os.environ, "MARK": str(mark)}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command(agent, config), cwd=place, env=environment, stdout=quiet, stderr=quiet)
     try:
         until = time.monotonic() + 30
         while not mark.exists() and time.monotonic() < until:

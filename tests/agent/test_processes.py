@@ -17,7 +17,7 @@ from agent.errand import Errand, Outcome, Report
 from agent.keeper import Ended, Keeper
 from agent.loop import Loop
 from agent.output import Log, Output
-from agent.processes import become_subreaper, descendants, kill_below, reap
+from agent.processes import become_subreaper, descendants, family, kill_below, reap
 
 DEADLINE_S = 20.0
 ROOT = Path(__file__).parents[2]
@@ -131,6 +131,7 @@ def test_kill_takes_a_daemonised_grandchild_too(loop: Loop, tmp_path: Path) -> N
     wait(loop, lambda: lines)
     below = descendants(keeper.pid)
     assert len(below) >= 2
+    assert sorted(family(keeper.pid)) == sorted(below)
     keeper.terminate()
     assert not loop.run_until(lambda: bool(ended), time.monotonic() + 0.3)
     keeper.kill()
