@@ -86,27 +86,24 @@ class Store:
             )
         return self._claim
 
-    def _make_directory(self, path: str) -> None:
-        try:
-            self.fs.stat(path)
-            return
-        except FileNotFoundError:
-            pass
+    def _make_directory(self, path: str, *, of_runs: bool = False) -> None:
+        """Make it if it is absent, and make its name durable in any case: who made it may have died before its sync.
+
+        Staging itself must be there: making it would hide a mount that is missing.
+        """
         above = str(Path(path).parent)
         if path == self._root:
-            self._make_directory_of_runs(above)
-        with suppress(FileExistsError):
-            self.fs.mkdir(path)
-        self.fs.sync_directory(above)
-
-    def _make_directory_of_runs(self, path: str) -> None:
-        """``<staging>/segue``; staging itself must be there: making it would hide a mount that is missing."""
+            self._make_directory(above, of_runs=True)
         try:
             self.fs.stat(path)
         except FileNotFoundError:
             with suppress(FileExistsError):
                 self.fs.mkdir(path)
-            self.fs.sync_directory(str(Path(path).parent))
+        try:
+            self.fs.sync_directory(above)
+        except PermissionError:
+            if not of_runs:  # staging may be a directory that one may pass through but not open
+                raise
 
     def current_epoch(self) -> int:
         """The epoch that owns the run, 0 before the first claim."""

@@ -1,7 +1,7 @@
 """Small checkpoints for tests: written, and read back as a comparable value."""
 
 # Names are bytes here, in any encoding.
-# ruff: noqa: PTH
+# ruff: noqa: PTH115, PTH123, PTH208
 from __future__ import annotations
 
 import os
