@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: bench-agent setup demo test check clean
+.PHONY: torture bench-store bench-agent setup demo test check clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,12 @@ test: $(STAMP)
 
 bench-agent: $(STAMP)
 	@$(BIN)/python bench/bench_agent.py
+
+torture: $(STAMP)
+	@$(BIN)/python -m tests.store.torture --seeds 100000
+
+bench-store: $(STAMP)
+	@$(BIN)/python bench/bench_store.py
 
 clean:
 	rm -rf $(VENV) .work build dist *.egg-info

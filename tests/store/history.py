@@ -39,17 +39,20 @@ Tree = dict[str, tuple[str, bytes]]
 
 @dataclass
 class Fate:
-    """What befalls one attempt, by the number of its call."""
+    """What befalls one attempt, by the number of its call; with ``…_at``, by its number among calls of that name."""
 
     starts: int = 0
     crash: int = 0
     crash_kind: str = "process"
     crash_place: str = "before"
+    crash_at: str = ""
     stall: int = 0
     stall_calls: int = 0
+    stall_at: str = ""
     error: int = 0
     error_calls: int = 0
     error_number: int = errno.EIO
+    error_at: str = ""
     repeated: bool = False
     bad_read: int = 0
 
@@ -133,7 +136,9 @@ class Scheduler:
 class Attempt:
     """One execution: claim, sweep, restore, then train and publish until its fate or its work ends."""
 
-    def __init__(self, world: World, number: int, fate: Fate, scheduler: Scheduler, changed: bool, publishes: int) -> None:
+    def __init__(
+        self, world: World, number: int, fate: Fate, scheduler: Scheduler, changed: bool, publishes: int
+    ) -> None:
         self.world = world
         self.number = number
         self.fate = fate
@@ -148,6 +153,7 @@ class Attempt:
         self._publishes = publishes
         self._rng = random.Random(world.rng.random())
         self._calls = 0
+        self._of_name: dict[str, int] = {}
         self._dead = False
         self._phase = "claim"
         self._phase_calls = 0
@@ -193,18 +199,30 @@ class Attempt:
         self._phase_calls += 1
         self._call = call
         fate = self.fate
-        if self._calls == fate.stall:
+        self._of_name[call] = self._of_name.get(call, 0) + 1
+        if (self._of_name[call] if call == fate.stall_at else 0 if fate.stall_at else self._calls) == fate.stall:
             self.stalled_until = self.world.calls + fate.stall_calls
         self._scheduler.point(self)
         if self.world.dead:
             raise Dead
-        if self._calls == fate.crash and fate.crash_place == "before":
+        if fate.crash_place == "before" and self._crashes(call):
             self._die("before")
-        if fate.error and fate.error <= self._calls < fate.error + fate.error_calls and path.startswith("/staging") and call in SPOKEN:
+        if fate.error and path.startswith("/staging") and self._fails(call):
             raise OSError(fate.error_number, os.strerror(fate.error_number), path)
 
+    def _crashes(self, call: str) -> bool:
+        if self.fate.crash_at:
+            return call == self.fate.crash_at and self._of_name[call] == self.fate.crash
+        return self._calls == self.fate.crash
+
+    def _fails(self, call: str) -> bool:
+        fate = self.fate
+        if fate.error_at:
+            return call == fate.error_at and fate.error <= self._of_name[call] < fate.error + fate.error_calls
+        return call in SPOKEN and fate.error <= self._calls < fate.error + fate.error_calls
+
     def _after(self, call: str, path: str) -> None:
-        if self._calls == self.fate.crash and self.fate.crash_place in ("after", "half"):
+        if self.fate.crash_place != "before" and self._crashes(call):
             self._die("after")
         if self.fate.repeated and path.startswith("/staging"):
             if call == "link":
@@ -213,7 +231,7 @@ class Attempt:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def _half(self, size: int) -> int | None:
-        if self._calls != self.fate.crash or self.fate.crash_place != "half":
+        if self.fate.crash_place != "half" or not self._crashes("write"):
             return None
         self.world.points.add((self._phase, "write", self._phase_calls, "half"))
         self._dead = True
@@ -240,6 +258,7 @@ class Attempt:
     def _live(self) -> None:
         world = self.world
         changed = self._changed and bool(world.claimed)
+        before = tuple(world.claimed)
         try:
             claim = self.store.claim(Claimant(self.client.name), OTHER if changed else SAME)
         except FingerprintChanged:
@@ -250,17 +269,16 @@ class Attempt:
             world.wrong("I8", f"epoch {claim.epoch} resumed under a changed fingerprint")
         if claim.epoch in world.claimed:
             world.wrong("I4", f"epoch {claim.epoch} was claimed twice")
-        if any(claim.epoch < other for other in world.claimed if world.claimed[other] in self._before_me):
+        if claim.epoch < max(before, default=0):
             world.wrong("I4", f"epoch {claim.epoch} came after a higher one")
         world.claimed[claim.epoch] = self.client.name
-        self._enter("sweep")
-        self.store.sweep(claim)
+        if self._rng.random() < 0.7:  # sweeping is tidiness; nothing may depend on it
+            self._enter("sweep")
+            self.store.sweep(claim)
         step = self._restore()
         for _ in range(self._publishes):
             step += self._rng.choice((10, 20, 30))
             self._publish(claim, step)
-
-    _before_me: frozenset[str] = frozenset()
 
     def _restore(self) -> int:
         world = self.world
@@ -293,7 +311,9 @@ class Attempt:
             commit = self.store.publish(claim, Path(source), metadata, retention=Retention(world.keep))
             world.acknowledged.append(key)
             if newer > claim.epoch:
-                world.wrong("I4", f"epoch {claim.epoch} published {commit.name} although epoch {newer} owned the run before")
+                world.wrong(
+                    "I4", f"epoch {claim.epoch} published {commit.name} although epoch {newer} owned the run before"
+                )
             if alone and world.budget.bytes is not None:
                 used = usage(Client(world.disk, "looker"), ROOT)
                 if used.bytes > world.budget.bytes or used.items > (world.budget.items or 0):
@@ -306,7 +326,7 @@ class Attempt:
         except Superseded:
             raise
         except StoreError:
-            if self._rng.random() < 0.3:
+            if self._rng.random() < 0.5:
                 self._enter("prune")
                 self.store.prune(claim, Retention(world.keep))
 
@@ -395,11 +415,20 @@ def fates(rng: random.Random) -> list[Fate]:
             fate.crash = rng.randrange(1, 260)
             fate.crash_kind = rng.choice(("process", "machine", "machine", "power"))
             fate.crash_place = rng.choice(("before", "after", "half"))
+            fate.crash_at = rng.choice(("", "", "rename", "sync_directory", "link", "unlink"))
+            if fate.crash_at:
+                fate.crash = rng.randrange(1, 12)
         if together and rng.random() < 0.5:
             fate.stall, fate.stall_calls = rng.randrange(1, 200), rng.randrange(50, 400)
+            fate.stall_at = rng.choice(("", "", "rename", "link"))
+            if fate.stall_at:
+                fate.stall = rng.randrange(1, 5)
         if rng.random() < 0.3:
             fate.error, fate.error_calls = rng.randrange(1, 220), rng.choice((1, 1, 2, 10, 60))
             fate.error_number = rng.choice(ERRORS)
+            fate.error_at = rng.choice(("", "", "sync_directory", "sync", "rename", "unlink"))
+            if fate.error_at:
+                fate.error = rng.randrange(1, 12)
         fate.repeated = rng.random() < 0.08
         if rng.random() < 0.1:
             fate.bad_read = rng.randrange(1, 25)
@@ -446,6 +475,8 @@ def _restore_afresh(world: World, mutant: Mutant, good: list[Key], number: int) 
     last = Attempt(world, number, Fate(), fresh, False, 0)
     with mutant():
         fresh.run([last])
+        if last.finished:
+            last.store.sweep(Claim(max(world.claimed), ""))
     if not last.finished:
         world.wrong("I1", "a fresh attempt could not open the run")
     elif last.restored != (good[0] if good else None):

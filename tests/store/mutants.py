@@ -1,0 +1,202 @@
+"""Deliberate breakages of the store, to check the checker: each must be noticed by the histories.
+
+A mutant is a context manager that replaces one step of the store for as long as it is entered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from agent.store import budget, claims, names, publish, restore, retention
+from agent.store import store as front
+from agent.store.copying import Pace
+from agent.store.fs import FileSystem, write_all
+
+
+@contextmanager
+def _replaced(*changes: tuple[Any, str, object]) -> Iterator[None]:
+    before = [(place, name, getattr(place, name)) for place, name, _ in changes]
+    for place, name, broken in changes:
+        setattr(place, name, broken)
+    try:
+        yield
+    finally:
+        for place, name, whole in before:
+            setattr(place, name, whole)
+
+
+def _nothing(*_arguments: object, **_more: object) -> None:
+    return None
+
+
+@contextmanager
+def no_fsync_of_the_file() -> Iterator[None]:
+    with _replaced((publish, "make_durable", _nothing)):
+        yield
+
+
+@contextmanager
+def no_fsync_of_the_directory() -> Iterator[None]:
+    with _replaced((publish, "acknowledge", _nothing), (front, "acknowledge", _nothing)):
+        yield
+
+
+@contextmanager
+def a_failed_fsync_is_taken_for_done() -> Iterator[None]:
+    def careless(fs: FileSystem, fd: int) -> None:
+        with suppress(OSError):
+            fs.sync(fd)
+
+    with _replaced((publish, "make_durable", careless)):
+        yield
+
+
+@contextmanager
+def rename_before_fsync() -> Iterator[None]:
+    def write_commit(
+        fs: FileSystem, job: publish.Plan, token: str, pace: Pace, workers: int, may_commit: Callable[[], None]
+    ) -> None:
+        fd = fs.create(job.temporary(token))
+        try:
+            publish.write_archive(fs, fd, job, pace, workers)
+            may_commit()
+            fs.rename(job.temporary(token), job.final)
+            fs.sync(fd)
+        finally:
+            fs.close(fd)
+        publish.acknowledge(fs, job)
+
+    with _replaced((front, "write_commit", write_commit)):
+        yield
+
+
+@contextmanager
+def written_under_the_final_name() -> Iterator[None]:
+    with _replaced((publish.Plan, "temporary", lambda self, _token: self.final)):
+        yield
+
+
+@contextmanager
+def prune_before_commit() -> Iterator[None]:
+    whole = front.write_commit
+
+    def write_commit(fs: FileSystem, job: publish.Plan, *rest: Any) -> None:
+        # The commit that is about to be written is counted as if it were there.
+        for commit, _ in retention.good_commits(fs, str(Path(job.directory).parent))[1:]:
+            fs.unlink(str(commit.path))
+        whole(fs, job, *rest)
+
+    with _replaced((front, "write_commit", write_commit)):
+        yield
+
+
+@contextmanager
+def step_before_epoch() -> Iterator[None]:
+    with _replaced((names, "readers_order", lambda step, epoch: (step, epoch))):
+        yield
+
+
+@contextmanager
+def no_check_of_the_epoch() -> Iterator[None]:
+    with _replaced((claims, "require_own", _nothing)):
+        yield
+
+
+@contextmanager
+def claim_by_looking_first() -> Iterator[None]:
+    def link(fs: FileSystem, _root: str, temporary: str, final: str, _record: object) -> bool:
+        try:
+            fs.stat(final)
+        except FileNotFoundError:
+            fs.rename(temporary, final)
+            return True
+        return False
+
+    with _replaced((claims, "link_exclusively", link)):
+        yield
+
+
+@contextmanager
+def prune_keeps_one() -> Iterator[None]:
+    with _replaced((retention, "kept", lambda good, _rule: {commit.name for commit, _ in good[:1]})):
+        yield
+
+
+@contextmanager
+def restore_trusts_the_data() -> Iterator[None]:
+    whole = restore._check_file
+
+    def check(*arguments: Any) -> None:
+        *rest, _problems, buffer = arguments
+        whole(*rest, [], buffer)
+
+    with _replaced((restore, "_check_file", check)):
+        yield
+
+
+@contextmanager
+def a_bad_commit_ends_the_restore() -> Iterator[None]:
+    whole = front.list_commits
+
+    def newest(*arguments: Any, **more: Any) -> Sequence[names.Commit]:
+        return whole(*arguments, **more)[:1]
+
+    with _replaced((front, "list_commits", newest)):
+        yield
+
+
+@contextmanager
+def fingerprint_ignored() -> Iterator[None]:
+    with _replaced((claims, "differences", lambda _before, _now: [])):
+        yield
+
+
+@contextmanager
+def budget_ignored() -> Iterator[None]:
+    with _replaced((front, "require_room", _nothing), (budget, "require_room", _nothing)):
+        yield
+
+
+@contextmanager
+def claim_directories_not_synced() -> Iterator[None]:
+    def make(store: front.Store, path: str) -> None:
+        above = str(Path(path).parent)
+        for one in (above, path):
+            with suppress(FileExistsError):
+                store.fs.mkdir(one)
+
+    with _replaced((front.Store, "_make_directory", make)):
+        yield
+
+
+MUTANTS = (
+    no_fsync_of_the_file,
+    no_fsync_of_the_directory,
+    a_failed_fsync_is_taken_for_done,
+    rename_before_fsync,
+    written_under_the_final_name,
+    prune_before_commit,
+    step_before_epoch,
+    no_check_of_the_epoch,
+    claim_by_looking_first,
+    prune_keeps_one,
+    restore_trusts_the_data,
+    a_bad_commit_ends_the_restore,
+    fingerprint_ignored,
+    budget_ignored,
+    claim_directories_not_synced,
+)
+
+
+def caught_by(mutant: Callable[[], Any], seeds: Sequence[int]) -> tuple[int, str] | None:
+    """(seed, violation) of the first history that notices the mutant, None when none does."""
+    from tests.store.history import play
+
+    for seed in seeds:
+        found = play(seed, mutant).violations
+        if found:
+            return seed, found[0]
+    return None
