@@ -84,7 +84,6 @@ class EmbeddedPool:
         self._report = report
         self._installation: Installation | None = None
         self._leash: subprocess.Popen[bytes] | None = None
-        self._child: int | None = None
         self._log_before = 0
 
     @property
@@ -136,6 +135,7 @@ class EmbeddedPool:
                 os.kill(master, signal.SIGQUIT)
             _wait(lambda: not self._alive(), STOP_S)
         left = processes.end(self.directory)
+        self._master()
         if left:
             raise PoolFailed(f"processes of the pool in {self.directory} do not end: {', '.join(map(str, left))}")
         if self._leash is not None:
@@ -226,10 +226,10 @@ class EmbeddedPool:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         actions += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
-        self._child = os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True)
+        master = os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True)
         record = {
-            "master": self._child,
-            "born": processes.born(self._child),
+            "master": master,
+            "born": processes.born(master),
             "installation": _as_record(self.installation),
         }
         (self.directory / "pool.json").write_text(json.dumps(record))
@@ -308,13 +308,13 @@ class EmbeddedPool:
 
     def _master(self) -> int | None:
         """Process id of a master that runs and is this pool's (ids are used again after a reboot)."""
-        if self._child is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._child, os.WNOHANG)
         record = self._record()
         if record is None:
             return None
         pid = int(record["master"])
+        # Where this process is its parent, its end must be taken note of, or it stays a zombie.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
         return pid if record["born"] is not None and processes.born(pid) == record["born"] else None
 
     def _alive(self) -> bool:
