@@ -135,7 +135,7 @@ class EmbeddedPool:
                 os.kill(master, signal.SIGQUIT)
             _wait(lambda: not self._alive(), STOP_S)
         left = processes.end(self.directory)
-        self._master()
+        self._master()  # takes note of its end
         if left:
             raise PoolFailed(f"processes of the pool in {self.directory} do not end: {', '.join(map(str, left))}")
         if self._leash is not None:
