@@ -8,49 +8,60 @@ from agent.store import names
 from agent.store.fs import FileSystem
 from agent.store.names import Commit
 
+_ROUNDS = 100
+"""A name that is listed but never found is a fault of the file system, not a prune; then what was found is believed."""
+
 
 def list_commits(fs: FileSystem, root: str, *, marks: bool = True) -> list[Commit]:
     """All commits in readers' order. ``marks``: also read when each was last verified (an extended attribute each).
 
-    Raises OSError; a run that does not exist yet has none.
+    Raises OSError; a run that does not exist yet has none. A name that vanishes before it is looked at was pruned because better
+    ones are there, so the list is made again: what is left of the old one may not hold them.
     """
     directory = f"{root}/{names.CHECKPOINTS}"
-    try:
-        found = fs.names(directory)
-    except FileNotFoundError:
-        return []
     place = Path(directory)
-    commits = []
-    for name in found:
-        numbers = names.parse_commit(name)
-        if numbers is None:
-            continue
-        path = f"{directory}/{name}"
+    commits: list[Commit] = []
+    for _ in range(_ROUNDS):
         try:
-            stat = fs.stat(path)
-            mark = fs.get_attribute(path, names.VERIFIED) if marks else None
-        except FileNotFoundError:  # pruned by its owner meanwhile
-            continue
-        if stat.kind == "file":
-            commits.append(Commit(place / name, *numbers, stat.size, stat.modified, _time(mark)))
+            found = fs.names(directory)
+        except FileNotFoundError:
+            return []
+        commits, vanished = [], False
+        for name in found:
+            numbers = names.parse_commit(name)
+            if numbers is None:
+                continue
+            path = f"{directory}/{name}"
+            try:
+                stat = fs.stat(path)
+                mark = fs.get_attribute(path, names.VERIFIED) if marks else None
+            except FileNotFoundError:
+                vanished = True
+                continue
+            if stat.kind == "file":
+                commits.append(Commit(place / name, *numbers, stat.size, stat.modified, _time(mark)))
+        if not vanished:
+            break
     return names.best_first(commits)
 
 
 def best_commit(fs: FileSystem, root: str) -> Commit | None:
     """The commit that a reader tries first: one listing and one stat, however many there are."""
     directory = f"{root}/{names.CHECKPOINTS}"
-    try:
-        found = fs.names(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    numbered = [(names.readers_order(*numbers), name) for name in found if (numbers := names.parse_commit(name))]
-    for (epoch, step), name in sorted(numbered, reverse=True):
+    for _ in range(_ROUNDS):
         try:
-            stat = fs.stat(f"{directory}/{name}")
+            found = fs.names(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        numbered = [(names.readers_order(*numbers), name) for name in found if (numbers := names.parse_commit(name))]
+        try:
+            for (epoch, step), name in sorted(numbered, reverse=True):
+                stat = fs.stat(f"{directory}/{name}")
+                if stat.kind == "file":
+                    return Commit(Path(directory) / name, step, epoch, stat.size, stat.modified)
         except FileNotFoundError:
             continue
-        if stat.kind == "file":
-            return Commit(Path(directory) / name, step, epoch, stat.size, stat.modified)
+        return None
     return None
 
 

@@ -171,7 +171,8 @@ class Store:
         Raises NewerFormat, NoRoom (scratch is full), StoreUnavailable (also when nothing could be read at all).
         """
         skipped: dict[str, Commit] = {}
-        unread: ReadFailed | None = None
+        unread: dict[str, ReadFailed] = {}
+        second_chance = False
         with speaking("listing the commits in", self._root):
             found = list_commits(self.fs, self._root, marks=False)
         while todo := [one for one in found if one.name not in skipped]:
@@ -179,13 +180,21 @@ class Store:
             try:
                 with speaking("restoring into", str(destination)):
                     try:
+                        if unread and not second_chance:
+                            # The disk reads again. Was it the file that failed, or the disk for a while? Taking an older
+                            # commit for the second would lose what was acknowledged.
+                            twice(lambda one=commit: check_commit(self.fs, one, pace or Pace(), self._workers))  # type: ignore[misc]
+                            second_chance = True
+                            for name in unread:
+                                del skipped[name]
+                            continue
                         manifest = twice(lambda one=commit: self._unpack(one, destination, pace))  # type: ignore[misc]
                     except ReadFailed as error:
                         if not only_this_commit(error):
                             self._unreadable(commit, error)
                         report(f"{commit.name} cannot be read ({error.strerror}); taking the next older commit")
                         skipped[commit.name] = commit
-                        unread = error
+                        unread[commit.name] = error
                         continue
                     except FileNotFoundError:
                         if self._is_there(commit):
@@ -201,8 +210,11 @@ class Store:
                 continue
             self._mark_verified(commit)
             return Restored(commit, manifest, tuple(skipped.values()))
-        if unread is not None:
-            self._unreadable(next(iter(skipped.values())), unread)
+        if unread:
+            name, failure = next(iter(unread.items()))
+            self._unreadable(skipped[name], failure)
+        if skipped:
+            report(f"{self._root}: none of its {len(skipped)} commits is good; there is nothing to resume from")
         return None
 
     def _unpack(self, commit: Commit, destination: Path, pace: Pace | None) -> Manifest:

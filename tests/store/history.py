@@ -481,6 +481,13 @@ def _restore_afresh(world: World, mutant: Mutant, good: list[Key], number: int) 
         world.wrong("I1", "a fresh attempt could not open the run")
     elif last.restored != (good[0] if good else None):
         world.wrong("I3", f"a fresh attempt restored {last.restored}; {good[:1]} is the newest good commit")
-    left = [name for name in tree_of(world.disk.find(ROOT)) if name.endswith((".tmp", ".pruned"))]
+    epoch = max(world.claimed)
+    left = [name for name in tree_of(world.disk.find(ROOT)) if _made_by(name) <= epoch]
     if left and last.finished:
         world.wrong("I2", f"temporary names were not swept: {left}")
+
+
+def _made_by(name: str) -> float:
+    """The epoch that made a temporary or un-referenced name; infinite for other names."""
+    match = re.search(r"/\.(?:claim-|run-|\d{9}\.e)(\d{6}).*\.(?:tmp|pruned)$", f"/{name}")
+    return int(match[1]) if match else float("inf")

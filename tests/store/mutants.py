@@ -13,7 +13,7 @@ from typing import Any
 from agent.store import budget, claims, names, publish, restore, retention
 from agent.store import store as front
 from agent.store.copying import Pace
-from agent.store.fs import FileSystem, write_all
+from agent.store.fs import FileSystem
 
 
 @contextmanager
