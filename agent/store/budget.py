@@ -102,7 +102,11 @@ def quotas_room(text: str, path: str) -> Room | None:
             used, limit, files, most = (float(one.replace(",", "")) for one in fields[1:])
         except ValueError:
             continue
-        room = Room(f"the quota of {above} (get_quotas)", int((limit - used) * _GIGABYTE), int(most - files))
+        room = Room(
+            f"the quota of {above} (get_quotas)",
+            int((limit - used) * _GIGABYTE) if limit else None,
+            int(most - files) if most else None,
+        )
         if best is None or len(above) > best[0]:
             best = (len(above), room)
     return best[1] if best else None

@@ -208,6 +208,7 @@ assert published >= 10, published
 assert [one.step for one in store.commits()][0] == published
 assert not [name for name in os.listdir(store.root / "checkpoints") if name.endswith(".tmp")]
 store.publish(claim, place / f"source-{{step}}", Metadata(step, str(step)), retention=Retention())
+assert len(store.prune(claim, Retention())) == 1
 END
 mount -o remount,ro {staging}
 {python} - <<'END'

@@ -1,0 +1,81 @@
+"""Bounds of a run: which one is believed, and what each says is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.store import Budget, NoRoom
+from agent.store.budget import Room, quotas_room, require_room, rooms, usage
+from agent.store.fs import PosixFileSystem
+
+QUOTAS = """\
+Path                     Disk_Used(GB) Disk_Limit(GB) Files_Used File_Limit
+/home/bbadger                  12.5          40           3000     0
+/staging/b/bbadger             60            100          990      1000
+/staging/groups/robots         1,500         2,000        10       5,000
+"""
+
+
+class CephFileSystem(PosixFileSystem):
+    """The real disk with a quota that CephFS would show on one directory."""
+
+    def __init__(self, directory: Path, **attributes: bytes) -> None:
+        self._directory = str(directory)
+        self._attributes = {name.replace("__", "."): value for name, value in attributes.items()}
+
+    def get_attribute(self, path: str, name: str) -> bytes | None:
+        return self._attributes.get(name) if path == self._directory else None
+
+
+def test_the_quota_of_the_nearest_directory_with_one_is_believed_first(tmp_path: Path) -> None:
+    run = tmp_path / "segue" / "run"
+    run.mkdir(parents=True)
+    fs = CephFileSystem(
+        tmp_path,
+        ceph__quota__max_bytes=b"1000",
+        ceph__quota__max_files=b"50",
+        ceph__dir__rbytes=b"400",
+        ceph__dir__rentries=b"7",
+    )
+    found = rooms(fs, str(run), Budget(), QUOTAS)
+    assert found == [Room(f"the quota of {tmp_path}", 600, 43)]
+
+
+def test_get_quotas_is_believed_where_ceph_shows_nothing() -> None:
+    assert quotas_room(QUOTAS, "/staging/b/bbadger/segue/run") == Room(
+        "the quota of /staging/b/bbadger (get_quotas)", 40_000_000_000, 10
+    )
+    grouped = quotas_room(QUOTAS, "/staging/groups/robots")
+    assert grouped is not None and (grouped.bytes, grouped.items) == (500_000_000_000, 4990)
+    home = quotas_room(QUOTAS, "/home/bbadger/runs")
+    assert home is not None and home.items is None  # a limit of 0 is none
+    assert quotas_room(QUOTAS, "/staging/b/bbadgerette") is None
+    assert quotas_room("command not found\n", "/staging/b/bbadger") is None
+
+
+def test_without_a_quota_the_budget_and_the_free_space_count(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    budget, space = rooms(PosixFileSystem(), str(tmp_path), Budget(bytes=100, items=10))
+    assert (budget.source, budget.bytes, budget.items) == ("the run's budget", 95, 8)
+    assert space.source == "the file system" and space.bytes is not None and space.bytes > 0
+
+
+def test_what_lacks_is_said_exactly() -> None:
+    bounds = [Room("the quota of /staging/b/bbadger", 1000, 0), Room("the run's budget", None, None)]
+    with pytest.raises(
+        NoRoom, match=r"needs 1500 bytes and 1 item; the quota of /staging/b/bbadger lacks 500 bytes and 1 items"
+    ) as caught:
+        require_room(bounds, "/staging/b/bbadger/segue/run", 1500)
+    assert (caught.value.needed, caught.value.missing_bytes, caught.value.missing_items) == (1500, 500, 1)
+    require_room(bounds[1:], "run", 1500)
+
+
+def test_usage_counts_every_item_and_byte_below(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(b"123")
+    (tmp_path / "a" / "link").symlink_to("b")
+    found = usage(PosixFileSystem(), str(tmp_path))
+    assert found.items == 5 and found.bytes >= 3
+    assert usage(PosixFileSystem(), str(tmp_path / "none")).items == 0
