@@ -111,7 +111,7 @@ def command(
         downsample=downsample,
         format=form,
         layout=layout,
-        image_size=tuple(image_size) if image_size else None,
+        image_size=(image_size[0], image_size[1]) if image_size else None,
         default_task=default_task,
         robot_type=robot_type,
         video=video,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,11 @@ def convert(asked: ConvertOptions, say: Callable[[str], None] = lambda text: pri
     form = installed_format(options.format)
     refs = reader.episodes(options.source_path)
     _refuse_inside(options)
-    with _locked(options), Workers(min(options.workers, len(refs)), ["jobs.convert.preload"]) as workers:
+    with (
+        _locked(options),
+        _environment(options),
+        Workers(min(options.workers, len(refs)), ["jobs.convert.preload"]) as workers,
+    ):
         known = _known(options, refs)
         found = _inspections(workers, refs, known, layout, options)
         good = good_ones(found, options.skip_bad)
@@ -85,6 +90,28 @@ def convert(asked: ConvertOptions, say: Callable[[str], None] = lambda text: pri
 def _refuse_inside(options: ConvertOptions) -> None:
     if options.out_path.is_relative_to(options.source_path):
         raise BadInput(f"--out {options.out}: lies inside the source {options.source}; name a place outside it")
+
+
+@contextmanager
+def _environment(options: ConvertOptions) -> Iterator[None]:
+    """What the workers' libraries read when they are imported: no bars, no network, caches that go with the partial directory."""
+    wanted = {
+        "TQDM_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(options.partial / "work" / "cache"),
+        "SVT_LOG": "1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

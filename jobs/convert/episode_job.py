@@ -116,7 +116,8 @@ def join(options: ConvertOptions, form: str, markers: list[dict[str, Any]], task
     wanted = (len(markers), sum(marker["length"] for marker in markers))
     if (episodes, frames) != wanted:
         raise SegueError(
-            f"{dataset}: lerobot reads {episodes} episodes of {frames} frames where {wanted[0]} of {wanted[1]} were written; remove {options.partial} and start again"
+            f"{dataset}: lerobot reads {episodes} episodes of {frames} frames where {wanted[0]} of {wanted[1]} were written; "
+            f"remove {options.partial} and start again"
         )
 
 

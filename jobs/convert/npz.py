@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,7 @@ def _within(path: Path) -> list[EpisodeRef]:
     starts = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
     if len(set(numbers[starts[:-1]].tolist())) != len(starts) - 1:
         raise BadInput(f"{path}: the rows of one number in 'episode' do not lie together; sort the file by episode")
-    return [
-        EpisodeRef(f"{path.stem}[{numbers[start]}]", path, (start, stop))
-        for start, stop in zip(starts, starts[1:], strict=False)
-    ]
+    return [EpisodeRef(f"{path.stem}[{numbers[start]}]", path, (start, stop)) for start, stop in pairwise(starts)]
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,8 @@ class RaisingImageWriter:
         """PNG at ``fpath``; the level is lerobot's own (0.3.3: Pillow's default, 0.4: 1)."""
         from PIL import Image
 
-        Image.fromarray(image).save(fpath, **({} if compress_level is None else {"compress_level": compress_level}))
+        chosen: dict[str, Any] = {} if compress_level is None else {"compress_level": compress_level}
+        Image.fromarray(image).save(fpath, **chosen)
 
     def wait_until_done(self) -> None:
         """Nothing is ever pending."""
@@ -96,13 +96,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def quiet() -> None:
     """No progress bars and no advice of the libraries below; every worker is one of several."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    os.environ.setdefault("SVT_LOG", "1")
     logging.getLogger().setLevel(logging.ERROR)
+    import av
     import datasets
     import torch
 
+    av.logging.set_level(av.logging.ERROR)
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
 
@@ -143,11 +142,10 @@ def _add(dataset: Any, frame: dict[str, Any], task: str, form: str) -> None:
 
 def _saved(dataset: Any, root: Path) -> None:
     for name, feature in dataset.features.items():
-        if tuple(feature["shape"]) == (1,) and name in dataset.episode_buffer:
+        frames = dataset.episode_buffer[name]
+        if tuple(feature["shape"]) == (1,) and isinstance(frames, list):
             # lerobot stores one number as a scalar, which numpy 2.4 no longer makes of an array of one.
-            dataset.episode_buffer[name] = [
-                value[0] if getattr(value, "ndim", 0) else value for value in dataset.episode_buffer[name]
-            ]
+            dataset.episode_buffer[name] = [value[0] if getattr(value, "ndim", 0) else value for value in frames]
     dataset.save_episode()
     if hasattr(dataset, "finalize"):
         dataset.finalize()

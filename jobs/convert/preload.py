@@ -9,6 +9,6 @@ logging.getLogger().setLevel(logging.ERROR)
 
 # What does not import is said, in a sentence, by the worker that needs it.
 with contextlib.suppress(Exception):
-    import lerobot.datasets.lerobot_dataset
+    import lerobot.datasets.lerobot_dataset  # noqa: F401
 
     import jobs.convert.episode_job  # noqa: F401

@@ -1,8 +1,8 @@
 """The contract of a layout of recorded episodes, and the table of those that are known.
 
-A reader is a module with these names: LAYOUT (its name), PACKAGES (what it imports), ROBOT_TYPE (where none is given), `recognises(source)`, which only looks at names, and
-`episodes(source)`, which lists; opening happens in a worker, one episode at a time, through `open_episode(ref)`. Images are handed over one
-by one, so that an episode's frames never lie decoded in memory together.
+A reader is a module with LAYOUT (its name), PACKAGES (what it imports), ROBOT_TYPE (where the user gives none), `recognises(source)`, which
+only looks at names, and `episodes(source)`, which lists. Opening happens in a worker, one episode at a time, through `open_episode(ref)`.
+Images are handed over one by one, so that an episode's frames never lie decoded in memory together.
 """
 
 from __future__ import annotations

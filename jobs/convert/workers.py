@@ -54,7 +54,7 @@ class Workers:
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise SegueError(
-                "a worker process died, most often for want of memory; use fewer --workers and run the same command again, it goes on where it stopped"
+                "a worker process died, most often for want of memory; run the same command again with fewer --workers, it goes on where it stopped"
             ) from error
         except KeyboardInterrupt:
             self._end()
