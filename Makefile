@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: torture bench-store bench-agent setup demo test check clean
+.PHONY: bench-convert torture bench-store bench-agent setup demo test check clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ torture: $(STAMP)
 
 bench-store: $(STAMP)
 	@$(BIN)/python bench/bench_store.py
+
+bench-convert: $(STAMP)
+	@$(BIN)/python -m bench.bench_convert
 
 clean:
 	rm -rf $(VENV) .work build dist *.egg-info

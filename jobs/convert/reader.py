@@ -145,7 +145,7 @@ def matrix(values: Any, name: str) -> Floats:
             f"{name!r} has shape {found.shape} of {found.dtype}, where numbers of shape (N,) or (N, D) are needed"
         )
     wide = found.astype(np.float32)
-    return cast("Floats", wide.reshape(len(wide), -1))
+    return cast("Floats", wide[:, None] if wide.ndim == 1 else wide)
 
 
 def seconds(values: Any, name: str) -> Seconds:
