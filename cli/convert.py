@@ -162,11 +162,16 @@ def _there(interpreter: Path, options: ConvertOptions) -> str:
         build_jobs(archive)
         environment = {**os.environ, "PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"}
         words = [found, "-m", "jobs.convert", options.dump()]
-        ended = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode < 0:
+        child = subprocess.Popen(words, env=environment, cwd=directory, stdout=subprocess.PIPE, text=True)
+        try:
+            printed, _ = child.communicate()
+        except KeyboardInterrupt:
+            child.wait()  # the terminal has interrupted it as well: it ends its workers and says so
+            raise click.exceptions.Exit(130) from None
+    if child.returncode < 0:
         raise SegueError(
-            f"{found}: was ended by signal {-ended.returncode}; run the same command again, it goes on where it stopped"
+            f"{found}: was ended by signal {-child.returncode}; run the same command again, it goes on where it stopped"
         )
-    if ended.returncode:
-        raise click.exceptions.Exit(ended.returncode)  # it has said why
-    return ended.stdout.strip().splitlines()[-1]
+    if child.returncode:
+        raise click.exceptions.Exit(child.returncode)  # it has said why
+    return printed.strip().splitlines()[-1]

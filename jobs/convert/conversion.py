@@ -101,6 +101,7 @@ def _environment(options: ConvertOptions) -> Iterator[None]:
         "HF_DATASETS_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(options.partial / "work" / "cache"),
         "SVT_LOG": "1",
+        "PYTHONWARNINGS": "ignore:resource_tracker",  # interrupted workers leave the tidying of their locks to it, and it says so
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

@@ -33,6 +33,7 @@ def adopt(part: Path, dataset: Path, index: int, first_row: int, task_index: int
             before = part / info["video_path"].format(episode_chunk=0, video_key=key, episode_index=0)
             after = dataset / info["video_path"].format(episode_chunk=chunk, video_key=key, episode_index=index)
             after.parent.mkdir(parents=True, exist_ok=True)
+            durable(before)
             before.replace(after)
     episode = _only_line(part / "meta" / "episodes.jsonl")
     stats = _only_line(part / "meta" / "episodes_stats.jsonl")["stats"]
@@ -64,6 +65,13 @@ def _numbered(before: Path, after: Path, columns: dict[str, tuple[int, int]]) ->
             written += table.num_rows
             writer.write_table(table, row_group_size=max(1, table.num_rows))
     file.close()
+    durable(after)
+
+
+def durable(path: Path) -> None:
+    """On the disk before the marker that says so."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _shifted(stats: dict[str, Any], first: int, last: int) -> dict[str, Any]:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.errors import SegueError
+from jobs.convert.joining_v21 import durable
 
 
 def adopt(part: Path, kept: Path) -> None:
     """Keep the one-episode dataset under its final name among the parts."""
+    for path in part.rglob("*"):
+        if path.is_file():
+            durable(path)
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.exists():
         shutil.rmtree(kept)

@@ -85,6 +85,8 @@ def told(root: Path, error: BaseException) -> SegueError:
             return SegueError(
                 f"{root}: the disk is full or the quota used up; make room and run the same command again, it goes on where it stopped"
             )
+        if isinstance(seen, OSError) and seen.errno in _REFUSED:
+            return SegueError(f"{root}: cannot be written ({seen.strerror}); name a directory of yours with --out")
         seen = seen.__cause__ or seen.__context__
     return SegueError(
         f"{root}: lerobot could not write the episode ({type(error).__name__}: {' '.join(str(error).split())})"
@@ -92,6 +94,7 @@ def told(root: Path, error: BaseException) -> SegueError:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def quiet() -> None:

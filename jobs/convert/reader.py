@@ -144,8 +144,9 @@ def matrix(values: Any, name: str) -> Floats:
         raise BadEpisode(
             f"{name!r} has shape {found.shape} of {found.dtype}, where numbers of shape (N,) or (N, D) are needed"
         )
-    wide = found.astype(np.float32)
-    return cast("Floats", wide[:, None] if wide.ndim == 1 else wide)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and the inspection names it
+        wide = found.astype(np.float32)
+    return wide[:, None] if wide.ndim == 1 else wide
 
 
 def seconds(values: Any, name: str) -> Seconds:

@@ -32,8 +32,9 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        # After an interruption nobody waits for the episodes in progress.
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._end()  # nobody waits for the episodes in progress
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def each(self, call: Callable[..., Result], items: Sequence[Item], *arguments: Any) -> Iterator[tuple[int, Result]]:
@@ -56,9 +57,6 @@ class Workers:
             raise SegueError(
                 "a worker process died, most often for want of memory; run the same command again with fewer --workers, it goes on where it stopped"
             ) from error
-        except KeyboardInterrupt:
-            self._end()
-            raise
         finally:
             for future in running:
                 future.cancel()

@@ -42,7 +42,8 @@ for line in sys.stdin:
             columns.setdefault(name, []).append(np.asarray(value))
     meta = dataset.meta
     stats = {name: {key: np.asarray(value).tolist() for key, value in each.items()} for name, each in meta.stats.items()}
-    facts = {"fps": dataset.fps, "robot_type": meta.robot_type, "version": str(meta._version), "tasks": list(meta.tasks.values())}
+    tasks = list(meta.tasks.values()) if isinstance(meta.tasks, dict) else list(meta.tasks.index)
+    facts = {"fps": dataset.fps, "robot_type": meta.robot_type, "version": str(meta._version), "tasks": tasks}
     facts |= {"episodes": dataset.num_episodes, "stats": stats}
     np.savez(asked["into"], _facts=np.array(json.dumps(facts)), **{name: np.stack(values) for name, values in columns.items()})
 """
@@ -53,6 +54,15 @@ def lerobot_python() -> Path:
     """Interpreter with lerobot 0.3.3; the test is skipped, with the reason, where it cannot be had."""
     try:
         return lerobot_env.interpreter()
+    except lerobot_env.NoEnvironment as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def newer_python() -> Path:
+    """Interpreter with lerobot 0.4.4, or the test is skipped with the reason."""
+    try:
+        return lerobot_env.newer_interpreter()
     except lerobot_env.NoEnvironment as error:
         pytest.skip(str(error))
 
@@ -85,7 +95,7 @@ def read_back(
 ) -> Callable[..., list[tuple[dict[str, Any], dict[str, Any]]]]:
     """Each dataset (root, or root and delta_timestamps) as lerobot's own loader has it: facts, and columns of all frames."""
 
-    def read(*roots: Path, **more: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def read(*roots: Path, python: Path = lerobot_python, **more: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         home = tmp_path_factory.mktemp("read")
         into = [home / f"{number}.npz" for number in range(len(roots))]
         asked = [
@@ -93,7 +103,7 @@ def read_back(
             for root, file in zip(roots, into, strict=True)
         ]
         ended = subprocess.run(
-            [str(lerobot_python), "-c", _READ],
+            [str(python), "-c", _READ],
             input="\n".join(asked),
             env={**os.environ, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
             capture_output=True,

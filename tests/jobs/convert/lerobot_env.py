@@ -2,6 +2,8 @@
 
     python -m tests.jobs.convert.lerobot_env        builds it where it is missing, prints its interpreter
 
+A second one with lerobot 0.4.4 lies on top of it: a few megabytes, and the packages below it are those of the first.
+
 SEGUE_LEROBOT_PYTHON names an interpreter to use instead. Beside a CPU build of torch, torchvision's compiled part does not load, and lerobot
 imports torchvision without needing that part: there, its two modules of registration are replaced in this environment.
 """
@@ -9,6 +11,7 @@ imports torchvision without needing that part: there, its two modules of registr
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -82,6 +85,42 @@ def interpreter() -> Path:
             except (OSError, subprocess.SubprocessError) as error:
                 said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
                 raise NoEnvironment(f"lerobot 0.3.3 cannot be installed here: {said[-1] if said else error}") from error
+            ready.touch()
+    return python
+
+
+def newer_interpreter() -> Path:
+    """Python with lerobot 0.4.4. Raises NoEnvironment."""
+    below = interpreter()
+    place = cache_directory() / f"lerobot-0.4.4-over-{hashlib.sha256(str(below).encode()).hexdigest()[:12]}"
+    python, ready = place / "bin" / "python", place / ".ready"
+    with place.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.is_file():
+            shutil.rmtree(place, ignore_errors=True)
+            try:
+                _run([str(below), "-m", "venv", "--without-pip", str(place)])
+                find = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+                beneath, own = Path(_output([str(below), "-c", find])), Path(_output([str(python), "-c", find]))
+                (own / "beneath.pth").write_text(f"{beneath}\n", encoding="utf-8")
+                _run(
+                    [
+                        str(below),
+                        "-m",
+                        "pip",
+                        "install",
+                        "--quiet",
+                        "--no-deps",
+                        "--target",
+                        str(own),
+                        "lerobot==0.4.4",
+                        "accelerate==1.10.0",
+                    ]
+                )
+                _run([str(python), "-c", _IMPORT])
+            except (OSError, subprocess.SubprocessError) as error:
+                said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+                raise NoEnvironment(f"lerobot 0.4.4 cannot be installed here: {said[-1] if said else error}") from error
             ready.touch()
     return python
 

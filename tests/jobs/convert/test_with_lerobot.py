@@ -144,6 +144,38 @@ def test_every_layout_keeps_its_values_and_videos_keep_their_pictures(
     assert len(list(outs["video"].rglob("*.mp4"))) == 4
 
 
+def test_newer_lerobot_makes_a_dataset_of_v30_with_the_same_values(
+    newer_python: Path, read_back: ReadBack, tmp_path: Path
+) -> None:
+    source = sources.lab(tmp_path / "lab")
+    outs = {kind: tmp_path / kind for kind in ("images", "video")}
+    for kind, out in outs.items():
+        words = command(
+            newer_python, source, "--repo-id", "local/x", *LAB, f"--{kind}", "--format", "v3.0", "--out", out
+        )
+        ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.endswith("LeRobot v3.0, 3 episodes, 16 frames, 0 left out\n")
+        assert leftovers(out) == []
+
+    read = read_back(*outs.values(), python=newer_python)
+
+    arrays = [sources.lab_arrays(number, 9 + number) for number in range(3)]
+    state = np.concatenate(
+        [np.column_stack([each["robot_current_pose"], each["gripper_actual_position"]])[::2] for each in arrays]
+    )
+    shown = np.stack(
+        [resized(picture, 48, 64) for each in arrays for picture in each["mount_image_rgb_compressed"][::2]]
+    )
+    for facts, columns in read:
+        assert (facts["version"], facts["tasks"], facts["episodes"]) == ("3.0", [TASK], 3)
+        assert columns["index"].tolist() == list(range(16))
+        assert columns["episode_index"].tolist() == [0] * 5 + [1] * 5 + [2] * 6
+        assert np.array_equal(columns["state"], state)
+    assert np.allclose(read[0][1]["mount_image"], shown, atol=1e-6)
+    assert np.abs(read[1][1]["mount_image"] - shown).mean() < 0.05
+
+
 def test_killed_conversion_goes_on_and_gives_the_same_bytes(
     convert: Convert, lerobot_python: Path, tmp_path: Path
 ) -> None:
@@ -254,8 +286,15 @@ def test_begun_with_other_options_or_elsewhere_wanted_is_refused(convert: Conver
 
     other = convert(*words)
     wrong = convert(*words, "--format", "v3.0")
+    (tmp_path / "file").touch()
+    nowhere = convert(*words[:-1], tmp_path / "file" / "out")
 
     assert (other.returncode, wrong.returncode) == (2, 1)
     assert "was begun with other options or another lerobot" in other.stderr
     assert "the installed lerobot 0.3.3 writes v2.1" in wrong.stderr
+    assert nowhere.returncode == 1
+    assert (
+        nowhere.stderr
+        == f"segue: error: {tmp_path}/file/out: cannot be written (File exists); name a directory of yours with --out\n"
+    )
     assert not (tmp_path / "out").exists()
