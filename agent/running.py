@@ -39,6 +39,7 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         segment_run: Segment | None = None
         try:
             recipe = recipe_named(job.recipe)
+            recipe.configure(job)
             staging = Staging(job, store_root(job, place), segment, place)
             opening = OpeningErrand(attempt, recipe, staging)
             from agent.segment import Segment  # while the errand works

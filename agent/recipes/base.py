@@ -70,6 +70,9 @@ class Recipe(ABC):
     stops_on_request: bool = False
     """The trainer looks at SEGUE_STOP_FILE between steps and stops after saving at the step named in it."""
 
+    def configure(self, job: JobConfig) -> None:  # noqa: B027  (most need nothing)
+        """Look at the run before anything else is asked; raises BadInput for options that cannot be meant."""
+
     @abstractmethod
     def checkpoint_root(self, start: Start) -> Path:
         """The directory that holds the checkpoints, absolute; a commit is unpacked into it."""
@@ -90,7 +93,7 @@ class Recipe(ABC):
         """Where the trainer runs."""
         return start.scratch
 
-    def prepare(self, start: Start) -> None:
+    def prepare(self, start: Start) -> None:  # noqa: B027  (most trainers need nothing)
         """Clean up what a killed start left and put things in place; raises SegueError with a sentence on what is missing."""
 
     def progress(self, line: str) -> Progress | None:

@@ -1,0 +1,231 @@
+"""Any program that can save and resume: what it is told by template or environment, and how a finished checkpoint looks, is data.
+
+All of it stands in run.toml's [trainer.options]; docs/recipes.md has the table and examples. Whatever a template names is also in the
+environment as SEGUE_…, so a program may take either.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.config import JobConfig
+from agent.errors import BadInput
+from agent.recipes import environment as around
+from agent.recipes.base import Finished, Progress, Recipe, Start
+
+_FIELD = re.compile(r"\{([a-z_]+)\}")
+_LOSS_LINE = r"\bstep[ =:]+(?P<step>\d+)\b(?:.*?\bloss[ =:]+(?P<loss>[^\s,;]+))?"
+_SAY = "run.toml: trainer.options"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The options, checked. ``number``: matches a finished checkpoint's name, its group is the number in it."""
+
+    first: tuple[str, ...]
+    resume: tuple[str, ...]
+    checkpoints: str
+    number: re.Pattern[str]
+    offset: int
+    marker: str
+    beside: tuple[str, ...]
+    progress: re.Pattern[str]
+    clean: tuple[str, ...]
+    carry: tuple[str, ...]
+    sets_last_step: bool
+    sets_save_interval: bool
+    stops_on_request: bool
+
+
+OPTIONS = (
+    *(name for name in Shape.__dataclass_fields__ if name != "number"),
+    "pattern",
+    "done",
+)
+
+
+def shape(job: JobConfig) -> Shape:
+    """The run's options; BadInput names the one that cannot be meant."""
+    around.only_known(job, OPTIONS)
+    given: Mapping[str, Any] = job.options
+    done = around.option(job, "done", str, "rename")
+    marker = around.option(job, "marker", str, "")
+    if done not in ("rename", "marker"):
+        raise BadInput(f'{_SAY}.done is {done!r}; it must be "rename" or "marker"')
+    if done == "marker" and (not marker or "/" in marker):
+        raise BadInput(f'{_SAY}.marker must be a file name when done = "marker"')
+    return Shape(
+        first=_words(given, "first"),
+        resume=_words(given, "resume"),
+        checkpoints=_inside("checkpoints", around.option(job, "checkpoints", str, "checkpoints")),
+        number=_number(around.option(job, "pattern", str, "{step}")),
+        offset=around.option(job, "offset", int, 0),
+        marker=marker if done == "marker" else "",
+        beside=tuple(_inside("beside", name) for name in _words(given, "beside")),
+        progress=_progress(around.option(job, "progress", str, _LOSS_LINE)),
+        clean=tuple(_plain("clean", name) for name in _words(given, "clean")),
+        carry=tuple(_inside("carry", name) for name in _words(given, "carry")),
+        sets_last_step=around.option(job, "sets_last_step", bool, True),
+        sets_save_interval=around.option(job, "sets_save_interval", bool, True),
+        stops_on_request=around.option(job, "stops_on_request", bool, False),
+    )
+
+
+def _words(options: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = options.get(key) or []
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise BadInput(f"{_SAY}.{key} is {value!r}; it must be a list of strings")
+    return tuple(value)
+
+
+def _inside(key: str, path: str) -> str:
+    if not path or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise BadInput(f"{_SAY}.{key}: {path!r} must be a path below the job's directory, without ..")
+    return path
+
+
+def _plain(key: str, pattern: str) -> str:
+    if not pattern or "/" in pattern or ".." in pattern:
+        raise BadInput(f"{_SAY}.{key}: {pattern!r} must be a plain name or pattern without /")
+    return pattern
+
+
+def _number(text: str) -> re.Pattern[str]:
+    if text.count("{step}") != 1 or "/" in text:
+        raise BadInput(f"{_SAY}.pattern is {text!r}; it must contain {{step}} once, and no /")
+    before, after = text.split("{step}")
+    return re.compile(f"{re.escape(before)}(\\d+){re.escape(after)}")
+
+
+def _progress(text: str) -> re.Pattern[str]:
+    try:
+        made = re.compile(text)
+    except re.error as error:
+        raise BadInput(f"{_SAY}.progress is no regular expression ({error})") from None
+    if "step" not in made.groupindex:
+        raise BadInput(f"{_SAY}.progress needs a group named step: (?P<step>\\d+)")
+    return made
+
+
+class Command(Recipe):
+    """`<python> <args>` with `{…}` filled in; `python` may be any program."""
+
+    name = "command"
+
+    def __init__(self) -> None:
+        self._line = re.compile(_LOSS_LINE)
+
+    def configure(self, job: JobConfig) -> None:
+        """What this program can be told is in its options."""
+        found = shape(job)
+        self._line = found.progress
+        self.sets_last_step = found.sets_last_step
+        self.sets_save_interval = found.sets_save_interval
+        self.stops_on_request = found.stops_on_request
+
+    def checkpoint_root(self, start: Start) -> Path:
+        return start.scratch / shape(start.job).checkpoints
+
+    def values(self, start: Start) -> dict[str, str]:
+        """What a template may name."""
+        root = self.checkpoint_root(start)
+        label = start.resume_label or ""
+        return {
+            "checkpoint_dir": str(root),
+            "resume_step": str(start.resume_step),
+            "resume_label": label,
+            "resume_path": str(root / label) if label else "",
+            "last_step": str(start.last_step),
+            "steps": str(start.job.steps),
+            "save_interval": str(start.save_interval or max(1, start.last_step - start.resume_step)),
+            "deadline": f"{start.deadline:.0f}",
+            "scratch": str(start.scratch),
+            "epoch": str(start.epoch),
+            "gpus": str(start.gpus),
+            "run": start.job.run,
+        }
+
+    def fill(self, word: str, values: Mapping[str, str]) -> str:
+        """One word with its fields filled in; `{{` and `}}` stand for braces."""
+
+        def one(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                raise BadInput(f"run.toml: {word!r} names {match[0]}; there are {', '.join(sorted(values))}")
+            return values[match[1]]
+
+        pieces = re.split(r"(\{\{|\}\})", word)
+        return "".join(piece[0] if piece in ("{{", "}}") else _FIELD.sub(one, piece) for piece in pieces)
+
+    def command(self, start: Start) -> list[str]:
+        options, values = shape(start.job), self.values(start)
+        more = options.resume if start.resume_step > 0 else options.first
+        return [self.fill(word, values) for word in (start.job.python, *start.job.args, *more)]
+
+    def working_directory(self, start: Start) -> Path:
+        """The code that travels, where there is some."""
+        code = start.scratch / (start.job.code.target if start.job.code is not None else "code")
+        return code if start.job.code is not None and code.is_dir() else start.scratch
+
+    def environment(self, start: Start) -> dict[str, str]:
+        before = start.job.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+        if start.job.code is None:
+            return {}
+        here = str(self.working_directory(start))
+        return {"PYTHONPATH": f"{here}{os.pathsep}{before}" if before else here}
+
+    def prepare(self, start: Start) -> None:
+        """Remove what `clean` names (leftovers of a killed start)."""
+        options = shape(start.job)
+        around.check_python(self.fill(start.job.python, self.values(start)))
+        root = self.checkpoint_root(start)
+        for pattern in options.clean:
+            for path in list(root.glob(pattern)):
+                around.remove(path)
+
+    def finished(self, start: Start) -> list[Finished]:
+        root, options = self.checkpoint_root(start), shape(start.job)
+        try:
+            names = os.listdir(root)  # noqa: PTH208 (each tick of the agent)
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in names:
+            match = options.number.fullmatch(name)
+            if match is None or int(match[1]) + options.offset <= 0:
+                continue
+            extra = self._marked(root, name, options.marker)
+            if extra is None:
+                continue
+            paths = (name, *extra, *(other for other in options.beside if (root / other).exists()))
+            found.append(Finished(int(match[1]) + options.offset, name, root, paths))
+        return sorted(found, key=lambda one: one.step)
+
+    def _marked(self, root: Path, name: str, marker: str) -> tuple[str, ...] | None:
+        """Paths that the marker adds to a checkpoint; None when the marker is missing."""
+        if not marker:
+            return ()
+        if (root / name).is_dir():
+            return () if (root / name / marker).exists() else None
+        return (name + marker,) if (root / (name + marker)).exists() else None
+
+    def progress(self, line: str) -> Progress | None:
+        match = self._line.search(line)
+        if match is None:
+            return None
+        try:
+            step = int(match["step"])
+        except (ValueError, TypeError):
+            return None
+        loss = match["loss"] if "loss" in match.re.groupindex else None
+        try:
+            return Progress(step, float(loss)) if loss else Progress(step)
+        except ValueError:
+            return Progress(step)
+
+    def carried(self, start: Start) -> Sequence[str]:
+        return shape(start.job).carry

@@ -1,0 +1,169 @@
+"""LeRobot's trainer, `lerobot-train` (0.3.x and 0.4.x).
+
+Label = updates done, in six digits or more. It writes straight into the final directory and then moves the link `last`: the target of
+`last` and what is older are complete. Some of its learning-rate schedules are stretched over --steps, so that is always the whole run's,
+unless the policy is known to have none.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from agent.config import JobConfig
+from agent.recipes import environment as around
+from agent.recipes.base import Finished, Progress, Recipe, Start
+
+OPTIONS = ("program", "fixed_schedule", "log_freq")
+_LAST = "last"
+_CONFIG = "pretrained_model/train_config.json"
+_NO_SCHEDULE = ("act", "tdmpc")
+_LINE = re.compile(r"\bstep:\S+ smpl:.*?\bloss:([-+.\deEnaif]+)")
+_SAVED = re.compile(r"Checkpoint policy after step (\d+)")
+_FRESH = 'rmdir -- "$1/checkpoints" "$1" && shift && exec "$@"'
+_TAKEN = {
+    "--steps": "give `steps`",
+    "--save_freq": "give segments.save_interval",
+    "--output_dir": "",
+    "--resume": "",
+    "--config_path": "",
+}
+_ANEW = ("--policy.", "--env.type", "--config_path", "--resume", "--output_dir")
+
+
+class LeRobot(Recipe):
+    """`lerobot-train … --save_freq=…`; resumed from the restored checkpoint's own configuration with the new output directory."""
+
+    name = "lerobot"
+    sets_last_step = True
+    sets_save_interval = True
+
+    def __init__(self) -> None:
+        self._said = 0
+        self._log_freq = 0
+
+    def configure(self, job: JobConfig) -> None:
+        """Options are known, arguments leave alone what the recipe sets."""
+        around.only_known(job, OPTIONS)
+        around.leave_alone(job, _TAKEN)
+
+    def output(self, start: Start) -> Path:
+        """The trainer's output directory."""
+        return start.scratch / "lerobot"
+
+    def checkpoint_root(self, start: Start) -> Path:
+        return self.output(start) / "checkpoints"
+
+    def log_freq(self, start: Start) -> int:
+        """Steps between two lines of the trainer. It rounds the steps it prints from 1000 on, so lines are counted."""
+        given = around.named(start.job.args, "--log_freq")
+        if given is not None and given.isdecimal():
+            return max(1, int(given))
+        return max(1, around.option(start.job, "log_freq", int, 50))
+
+    def ends_by_steps(self, start: Start) -> bool:
+        """Whether --steps may end a segment: only where no learning-rate schedule depends on it."""
+        policy = around.named(start.job.args, "--policy.type") or ""
+        return around.option(start.job, "fixed_schedule", bool, policy in _NO_SCHEDULE)
+
+    def _program(self, start: Start) -> list[str]:
+        program = around.option(start.job, "program", str, "")
+        if program:
+            return [program]
+        beside = Path(around.python(start, Path("/.venv/bin/python"))).parent / "lerobot-train"
+        return [str(beside) if beside.is_file() else "lerobot-train"]
+
+    def command(self, start: Start) -> list[str]:
+        out, args = self.output(start), start.job.args
+        words = self._program(start)
+        if start.resume_step > 0:
+            given = [word for word in _single_words(args) if not word.startswith(_ANEW)]
+            words += [
+                f"--config_path={self.checkpoint_root(start) / str(start.resume_label) / _CONFIG}",
+                "--resume=true",
+            ]
+        else:
+            given = _single_words(args)
+            # The trainer refuses a directory that is there, and the agent has made it by now.
+            words = ["/bin/sh", "-c", _FRESH, "sh", str(out), *words]
+            if around.named(args, "--policy.push_to_hub") is None:
+                words.append("--policy.push_to_hub=false")
+        words += [*given, f"--output_dir={out}", *self._dataset(start)]
+        words.append(f"--steps={start.last_step if self.ends_by_steps(start) else start.job.steps}")
+        if start.save_interval is not None:
+            words.append(f"--save_freq={max(1, start.save_interval)}")
+        if around.named(args, "--log_freq") is None:
+            words.append(f"--log_freq={self.log_freq(start)}")
+        if around.named(args, "--wandb.enable") is None:
+            words.append(f"--wandb.enable={'true' if start.job.wandb is not None else 'false'}")
+            if start.job.wandb is not None:
+                words += [f"--wandb.project={start.job.wandb.project}", f"--wandb.run_id={start.job.wandb.id}"]
+        return words
+
+    def _dataset(self, start: Start) -> list[str]:
+        for entry in start.job.inputs:
+            if entry.name == "dataset" and around.named(start.job.args, "--dataset.root") is None:
+                path = start.scratch / entry.target
+                words = [f"--dataset.root={path}"]
+                if around.named(start.job.args, "--dataset.repo_id") is None:
+                    words.append(f"--dataset.repo_id=local/{path.name}")
+                return words
+        return []
+
+    def environment(self, start: Start) -> dict[str, str]:
+        return around.caches(start)
+
+    def prepare(self, start: Start) -> None:
+        """Checks; then what a killed start left half-written goes, and `last` names what is resumed."""
+        if not around.option(start.job, "program", str, ""):
+            around.check_python(around.python(start, Path("/.venv/bin/python")))
+        around.check_home(start)
+        around.check_certificates(start)
+        for dataset in around.datasets(start):
+            around.check_dataset(dataset)
+        root = self.checkpoint_root(start)
+        if start.resume_step == 0:
+            shutil.rmtree(self.output(start), ignore_errors=True)
+        else:
+            for number, name in around.numbered(root).items():
+                if number > start.resume_step:
+                    around.remove(root / name)
+            around.remove(root / _LAST)
+            (root / _LAST).symlink_to(str(start.resume_label))
+        self._log_freq = self.log_freq(start)
+        self._said = start.resume_step // self._log_freq
+
+    def finished(self, start: Start) -> list[Finished]:
+        root = self.checkpoint_root(start)
+        try:
+            newest = (root / _LAST).readlink().name
+        except OSError:  # it is removed and made again at each save
+            return []
+        if not newest.isdecimal():
+            return []
+        labels = sorted(item for item in around.numbered(root).items() if item[0] <= int(newest))
+        return around.thin_out(start, [Finished(number, name, root, (name,)) for number, name in labels])
+
+    def progress(self, line: str) -> Progress | None:
+        match = _LINE.search(line)
+        if match is not None and self._log_freq:
+            self._said += 1
+            try:
+                return Progress(self._said * self._log_freq, float(match[1]))
+            except ValueError:
+                return Progress(self._said * self._log_freq)
+        saved = _SAVED.search(line)
+        return Progress(int(saved[1])) if saved is not None else None
+
+
+def _single_words(args: tuple[str, ...]) -> list[str]:
+    """`--name value` as one word `--name=value`, so that a flag can be left out together with its value."""
+    words: list[str] = []
+    for word in args:
+        previous = words[-1] if words else ""
+        if not word.startswith("--") and previous.startswith("--") and "=" not in previous:
+            words[-1] = f"{previous}={word}"
+        else:
+            words.append(word)
+    return words

@@ -1,0 +1,271 @@
+"""OpenPI's JAX trainer, `scripts/train.py <config>` (observed at commit 15a9616).
+
+Label k has k+1 updates done. It saves at `step % save_interval == 0` and at `num_train_steps - 1`; its learning-rate schedule counts by a
+`decay_steps` of its own, so a segment may be ended by --num-train-steps. The data order starts anew at every resume: a fresh --seed for
+each start lets short segments see all of the data. It has no handling of signals.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.config import JobConfig
+from agent.errors import BadInput
+from agent.recipes import environment as around
+from agent.recipes.base import Finished, Progress, Recipe, Start
+
+OPTIONS = (
+    "config",
+    "exp_name",
+    "app",
+    "script",
+    "fsdp_devices",
+    "fresh_seed",
+    "seed",
+    "tokenizer",
+    "norm_stats",
+)
+TOKENIZER = "big_vision/paligemma_tokenizer.model"
+IMAGE_PYTHON = Path("/.venv/bin/python")
+IMAGE_APP = "/app"
+CODE = "code"
+WANDB_ID = "wandb_id.txt"
+
+_TEMPORARY = "orbax-checkpoint-tmp"
+_ITEMS = ("params", "train_state")
+_STEP_LINE = re.compile(r"\bStep (\d+): (.*)")
+_LOSS = re.compile(r"\bloss=([-+.\deEnaif]+)")
+_BAR = re.compile(r"(?:\||Progress on:\S*)\s*(\d+(?:\.\d+)?)(k?)(?:it)?/(\d+(?:\.\d+)?)(k?)(?:it)?\b")
+_EPOCH_SEEDS = 1000
+_TAKEN = {
+    "--exp-name": "give options.exp_name",
+    "--num-train-steps": "give `steps`",
+    "--save-interval": "give segments.save_interval",
+    "--checkpoint-base-dir": "",
+    "--resume": "",
+    "--no-resume": "",
+    "--overwrite": "",
+    "--no-overwrite": "",
+}
+
+
+class OpenPIBase(Recipe):
+    """What OpenPI's two trainers share: the checkout, the config, the places of data and checkpoints, the checks."""
+
+    script = ""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def configure(self, job: JobConfig) -> None:
+        """Options are known and whole, arguments leave alone what the recipe sets."""
+        around.only_known(job, OPTIONS)
+        self.config(job)
+        around.leave_alone(job, _TAKEN)
+
+    # --- places ---------------------------------------------------------------------------------------------------
+
+    def config(self, job: JobConfig) -> str:
+        """The name of OpenPI's training config."""
+        name = around.option(job, "config", str, "")
+        if not name:
+            raise BadInput("run.toml: trainer.options.config is missing: the name of one of OpenPI's training configs")
+        return name
+
+    def exp_name(self, start: Start) -> str:
+        """OpenPI's experiment name; the run's name unless options.exp_name says otherwise."""
+        return around.option(start.job, "exp_name", str, start.job.run)
+
+    def working_directory(self, start: Start) -> Path:
+        """The user's checkout that travelled as `code`, else the one in the image."""
+        code = start.scratch / (start.job.code.target if start.job.code is not None else CODE)
+        return code if (code / "scripts").is_dir() else Path(around.option(start.job, "app", str, IMAGE_APP))
+
+    def checkpoint_root(self, start: Start) -> Path:
+        return start.scratch / "checkpoints" / self.config(start.job) / self.exp_name(start)
+
+    def assets(self, start: Start) -> Path:
+        """Where `<config>/<asset id>/norm_stats.json` are looked for: those staged or computed for this run, else the checkout's."""
+        own, shipped = start.scratch / "assets", self.working_directory(start) / "assets"
+        return shipped if not own.is_dir() and shipped.is_dir() else own
+
+    # --- start ----------------------------------------------------------------------------------------------------
+
+    def seed(self, start: Start) -> int:
+        """The first attempt has the user's own seed, each later start another one."""
+        base = around.option(start.job, "seed", int, 42)
+        return base + _EPOCH_SEEDS * max(0, start.epoch - 1) + start.start_number - 1
+
+    def words(self, start: Start) -> list[str]:
+        """The script, the config and the arguments that both trainers take."""
+        args = start.job.args
+        script = self.working_directory(start) / around.option(start.job, "script", str, self.script)
+        words = [
+            str(script),
+            self.config(start.job),
+            f"--exp-name={self.exp_name(start)}",
+            f"--checkpoint-base-dir={start.scratch / 'checkpoints'}",
+            "--no-overwrite",
+        ]
+        if around.named(args, "--assets-base-dir") is None:
+            words.append(f"--assets-base-dir={self.assets(start)}")
+        if around.option(start.job, "fresh_seed", bool, True) and around.named(args, "--seed") is None:
+            words.append(f"--seed={self.seed(start)}")
+        if start.job.wandb is not None:
+            words.append(f"--project-name={start.job.wandb.project}")
+        elif not any("wandb-enabled" in word.replace("_", "-") for word in args):
+            words.append("--no-wandb-enabled")
+        return [*words, *args]
+
+    def environment(self, start: Start) -> dict[str, str]:
+        here = self.working_directory(start)
+        before = start.job.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+        paths = [str(here / "src"), str(here / "packages/openpi-client/src"), *([before] if before else [])]
+        told = around.caches(start)
+        told.update(around.yielding(start, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}))
+        return {**told, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def python(self, start: Start) -> str:
+        """The trainer's Python: the image's environment unless run.toml names another."""
+        return around.python(start, IMAGE_PYTHON)
+
+    # --- before a start -------------------------------------------------------------------------------------------
+
+    def prepare(self, start: Start) -> None:
+        """Checks first, then cleaning."""
+        self.check(start)
+        root = self.checkpoint_root(start)
+        root.mkdir(parents=True, exist_ok=True)
+        self.clean(start, root)
+        self._total = self.told_steps(start)
+        if start.job.wandb is not None and start.resume_step > 0 and not (root / WANDB_ID).is_file():
+            (root / WANDB_ID).write_text(start.job.wandb.id, encoding="utf-8")
+
+    def check(self, start: Start) -> None:
+        """All that can be seen to be missing before a GPU waits for it."""
+        around.check_python(self.python(start))
+        around.check_home(start)
+        around.check_certificates(start)
+        here = self.working_directory(start)
+        script = here / around.option(start.job, "script", str, self.script)
+        if not script.is_file():
+            raise BadInput(
+                f"{script}: OpenPI's trainer is not there: give your checkout as `code` in run.toml, or its place in the "
+                "image as trainer.options.app"
+            )
+        for dataset in around.datasets(start):
+            around.check_dataset(dataset)
+        self._place_tokenizer(start)
+
+    def _place_tokenizer(self, start: Start) -> None:
+        """PaliGemma's tokenizer cannot be downloaded any more: it comes with the run, or from the image."""
+        wanted: object = start.job.options.get("tokenizer", True)
+        if wanted is False or self.config(start.job).startswith("debug"):
+            return
+        home = Path(start.job.env.get("OPENPI_DATA_HOME", str(start.scratch / around.OPENPI_HOME)))
+        target = home / TOKENIZER
+        if target.is_file():
+            return
+        image = os.environ.get("OPENPI_DATA_HOME", "")
+        here = self.working_directory(start)
+        places = [here / "assets" / target.name, here / target.name]
+        if isinstance(wanted, str):
+            places.insert(0, start.scratch / wanted)
+        if image:
+            places.append(Path(image) / TOKENIZER)
+        for place in places:
+            if place.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(place, target)
+                return
+        raise BadInput(
+            f"{target}: PaliGemma's tokenizer is missing and cannot be downloaded in a job: add to run.toml's data.assets "
+            f'{{source = "paligemma_tokenizer.model", target = "{around.OPENPI_HOME}/big_vision"}}, or set '
+            "trainer.options.tokenizer = false if your config needs none"
+        )
+
+    def clean(self, start: Start, root: Path) -> None:
+        """Remove what a killed start left: both trainers resume from the greatest number whatever is in it."""
+        for path in list(root.iterdir()):
+            if _TEMPORARY in path.name or path.name.startswith("tmp_"):
+                around.remove(path)
+        for number, name in around.numbered(root).items():
+            if self.step_of(number) > start.resume_step:
+                around.remove(root / name)
+
+    def step_of(self, label: int) -> int:
+        """Updates done in the checkpoint of that label."""
+        return label
+
+    def told_steps(self, start: Start) -> int:
+        """--num-train-steps for this start."""
+        return start.last_step
+
+    # --- while it runs --------------------------------------------------------------------------------------------
+
+    def beside(self, root: Path) -> tuple[str, ...]:
+        """Files beside the steps that travel with each."""
+        return (WANDB_ID,) if (root / WANDB_ID).is_file() else ()
+
+    def bar(self, line: str) -> int | None:
+        """The count of a progress bar over this start's steps, None for any other line."""
+        match = _BAR.search(line)
+        if match is None:
+            return None
+        done, total = (float(match[n]) * (1000 if match[n + 1] else 1) for n in (1, 3))
+        return int(done) if round(total) == self._total and done > 0 else None
+
+    def carried(self, start: Start) -> Sequence[str]:
+        return (around.JAX_CACHE,)
+
+
+class OpenPI(OpenPIBase):
+    """`python scripts/train.py <config> --resume …`; always with --resume, which starts afresh where nothing is to be resumed."""
+
+    name = "openpi"
+    script = "scripts/train.py"
+    sets_last_step = True
+    sets_save_interval = True
+
+    def step_of(self, label: int) -> int:
+        return label + 1
+
+    def told_steps(self, start: Start) -> int:
+        """At least two: a run that has saved label 0 alone is started afresh by the trainer, so that one would be lost."""
+        return max(start.last_step, min(2, start.job.steps))
+
+    def command(self, start: Start) -> list[str]:
+        words = [self.python(start), *self.words(start), "--resume", f"--num-train-steps={self.told_steps(start)}"]
+        if start.save_interval is not None:
+            words.append(f"--save-interval={max(1, start.save_interval)}")
+        if around.named(start.job.args, "--keep-period") is None:
+            words.append("--keep-period=None")
+        devices = around.option(start.job, "fsdp_devices", int, max(1, start.gpus))
+        if devices > 1 and around.named(start.job.args, "--fsdp-devices") is None:
+            words.append(f"--fsdp-devices={devices}")
+        return words
+
+    def finished(self, start: Start) -> list[Finished]:
+        """The rename from the temporary name is the commit; both items must be there, for the trainer never falls back to an older step."""
+        root = self.checkpoint_root(start)
+        found = []
+        for label, name in sorted(around.numbered(root).items()):
+            whole = all((root / name / item).is_dir() for item in _ITEMS)
+            if whole and (label > 0 or start.job.steps == 1):
+                found.append(Finished(label + 1, name, root, (name, *self.beside(root))))
+        return found
+
+    def progress(self, line: str) -> Progress | None:
+        match = _STEP_LINE.search(line)
+        if match is not None:
+            loss = _LOSS.search(match[2])
+            try:
+                return Progress(int(match[1]) + 1, float(loss[1]) if loss else None)
+            except ValueError:
+                return Progress(int(match[1]) + 1)
+        done = self.bar(line)
+        return Progress(done) if done is not None else None

@@ -1,0 +1,148 @@
+"""Recipe `command`: any program, told by template or environment; a finished checkpoint by rename, marker or pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import BadInput
+from agent.recipes.base import Progress, Start
+from agent.recipes.command import Command
+from tests.agent.recipes.starts import CODE, saved, start_of, steps
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    made = tmp_path / "scratch"
+    made.mkdir()
+    return made
+
+
+def start(scratch: Path, options: dict[str, Any] | None = None, **fields: Any) -> Start:
+    return start_of(scratch, "command", options, **{"python": "python3", **fields})
+
+
+def test_template_is_filled_in(scratch: Path) -> None:
+    args = (
+        "train.py",
+        "--out={checkpoint_dir}",
+        "{resume_step}:{last_step}/{steps}",
+        "{{as it is}}",
+        "{save_interval}",
+    )
+    words = Command().command(start(scratch, args=args))
+    assert words == ["python3", "train.py", f"--out={scratch}/checkpoints", "0:40/100", "{as it is}", "10"]
+
+
+def test_first_and_resumed_starts_have_words_of_their_own(scratch: Path) -> None:
+    options = {"first": ["--fresh"], "resume": ["--from", "{resume_path}"]}
+    assert Command().command(start(scratch, options))[1:] == ["--fresh"]
+    again = start(scratch, options, resume_step=20, resume_label="step-20")
+    assert Command().command(again)[1:] == ["--from", f"{scratch}/checkpoints/step-20"]
+
+
+def test_unknown_field_of_a_template_is_named(scratch: Path) -> None:
+    with pytest.raises(BadInput, match=r"names \{resume\}; there are checkpoint_dir"):
+        Command().command(start(scratch, args=("{resume}",)))
+
+
+def test_pattern_and_offset_say_step_and_label(scratch: Path) -> None:
+    job = start(scratch, {"pattern": "model-{step}.pt", "offset": 1})
+    root = Command().checkpoint_root(job)
+    root.mkdir()
+    for name in ("model-9.pt", "model-19.pt", "model-29.pt.tmp", "best.pt"):
+        (root / name).touch()
+    assert steps(Command().finished(job)) == [(10, "model-9.pt"), (20, "model-19.pt")]
+
+
+def test_marker_inside_a_directory_or_beside_a_file_says_finished(scratch: Path) -> None:
+    inside = start(scratch, {"done": "marker", "marker": "DONE"})
+    root = Command().checkpoint_root(inside)
+    saved(root, "10", ("weights", "DONE"))
+    saved(root, "20", ("weights",))
+    assert steps(Command().finished(inside)) == [(10, "10")]
+    beside = start(scratch, {"done": "marker", "marker": ".ok", "pattern": "w{step}"})
+    for name in ("w10", "w10.ok", "w20"):
+        (root / name).touch()
+    assert Command().finished(beside)[0].paths == ("w10", "w10.ok")
+    assert steps(Command().finished(beside)) == [(10, "w10")]
+
+
+def test_files_beside_the_checkpoints_travel(scratch: Path) -> None:
+    job = start(scratch, {"beside": ["config.json", "absent"]})
+    root = Command().checkpoint_root(job)
+    saved(root, "10", ("weights",))
+    (root / "config.json").touch()
+    assert Command().finished(job)[0].paths == ("10", "config.json")
+
+
+def test_leftovers_are_cleaned_before_a_start(scratch: Path) -> None:
+    job = start(scratch, {"clean": ["*.tmp"]})
+    root = Command().checkpoint_root(job)
+    saved(root, "10", ("weights",))
+    saved(root, "20.tmp", ("weights",))
+    Command().prepare(job)
+    assert [path.name for path in root.iterdir()] == ["10"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pattern": "x"}, "pattern"),
+        ({"pattern": "a/{step}"}, "pattern"),
+        ({"done": "timer"}, "done"),
+        ({"done": "marker"}, "marker"),
+        ({"clean": ["../*"]}, "clean"),
+        ({"progress": "("}, "progress"),
+        ({"progress": "step"}, "progress"),
+        ({"offset": "one"}, "offset"),
+        ({"beside": ["../x"]}, "beside"),
+        ({"checkpoints": "/var"}, "checkpoints"),
+        ({"checkpoints": "../up"}, "checkpoints"),
+        ({"patern": "{step}"}, "patern"),
+    ],
+)
+def test_wrong_option_is_named(scratch: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=rf"trainer\.options\.{message}"):
+        Command().configure(start(scratch, options).job)
+
+
+def test_program_that_is_not_there_is_named(scratch: Path) -> None:
+    with pytest.raises(Exception, match=r"no such (program|file)"):
+        Command().prepare(start(scratch, python=str(scratch / "nothing")))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("step 12 loss 0.5", Progress(12, 0.5)),
+        ("epoch 1, step=12, loss=0.25, lr=1", Progress(12, 0.25)),
+        ("step: 12", Progress(12)),
+        ("12 steps to go", None),
+    ],
+)
+def test_progress_by_default(line: str, said: Progress | None) -> None:
+    assert Command().progress(line) == said
+
+
+def test_progress_by_the_users_own_expression(scratch: Path) -> None:
+    made = Command()
+    made.configure(start(scratch, {"progress": r"it (?P<step>\d+) L=(?P<loss>\S+)"}).job)
+    assert made.progress("it 7 L=0.125") == Progress(7, 0.125)
+    assert made.progress("step 7") is None
+
+
+def test_stop_file_is_used_only_by_programs_that_look_at_it(scratch: Path) -> None:
+    plain, asking = Command(), Command()
+    plain.configure(start(scratch).job)
+    asking.configure(start(scratch, {"stops_on_request": True}).job)
+    assert (plain.stops_on_request, asking.stops_on_request) == (False, True)
+
+
+def test_code_that_travels_is_where_the_program_runs(scratch: Path) -> None:
+    (scratch / "code").mkdir()
+    job = start(scratch, code=CODE)
+    assert Command().working_directory(job) == scratch / "code"
+    assert Command().environment(job)["PYTHONPATH"].split(":")[0] == str(scratch / "code")
