@@ -35,7 +35,9 @@ class Pace:
 class InputArchive:
     """One archive in staging. ``sha256`` is of the whole archive, ``bytes`` its size; ``target`` is relative to the scratch directory.
 
-    ``source`` is the original's absolute path on the access point, empty where jobs cannot see it.
+    ``source`` is the original's absolute path on the access point, empty where jobs cannot see it. ``travels``: how it reaches the job's
+    scratch directory: "" it is read from mounted staging, "plain" HTCondor brings it from the workflow directory (it is not in staging),
+    else the URL by which HTCondor brings it from staging. ``about``: of code, what `git describe` says.
     """
 
     name: str
@@ -44,6 +46,8 @@ class InputArchive:
     bytes: int
     target: str
     source: str = ""
+    travels: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,9 @@ def parse(data: Mapping[str, Any]) -> JobConfig:
     """A JobConfig from job.json's parsed content; BadInput when something needed is missing or the format is newer."""
     number = data.get("format", FORMAT)
     if not isinstance(number, int) or number > FORMAT:
-        raise BadInput(f"job.json has format {number!r}, this agent reads up to {FORMAT}: generate the workflow again with `segue dag`")
+        raise BadInput(
+            f"job.json has format {number!r}, this agent reads up to {FORMAT}: generate the workflow again with `segue dag`"
+        )
     values: dict[str, Any] = dict(data)
     try:
         values["args"] = tuple(values.get("args", ()))

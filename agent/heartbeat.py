@@ -24,6 +24,9 @@ class Heartbeat:
         if self._beating or self._attempt.superseded or self._attempt.leaving:
             return
         self._beating = True
+        import agent.keeping
+        import agent.store.store  # noqa: F401  (once here, instead of in each child from now on)
+
         Errand(
             self._attempt.loop, lambda report: self._staging.beat(self._attempt.claim), self._done, silent_s=_SILENT_S
         )

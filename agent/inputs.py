@@ -33,12 +33,16 @@ def fetch(job: JobConfig, scratch: Path) -> list[str]:
         if not archive.is_file():
             archive = job.inputs_root / entry.archive
         if not archive.is_file():
-            raise InputMissing(f"{archive}: input {entry.name!r} is not in staging; `segue stage` puts it there")
+            where = "with the job (workflow directory)" if entry.travels == "plain" else "in staging"
+            raise InputMissing(
+                f"{archive}: input {entry.name!r} is not {where}; `segue stage` and `segue dag` put it there"
+            )
         from agent.pack import unpack
 
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unpack(archive, target, entry.sha256)
         mark.parent.mkdir(parents=True, exist_ok=True)
+        unpack(archive, target, entry.sha256, mark.with_suffix(".unpacking"))
         mark.touch()
+        if archive.parent == scratch:
+            archive.unlink()  # its room on the disk is needed, and the job's output is listed by name
         placed.append(entry.target)
     return placed

@@ -184,6 +184,10 @@ class Segment:
         if reach <= resume and not first:
             return self._time_used("no further step fits before the limit")
         if reach <= resume and attempt.experience.measured:
+            # One slow start (a busy machine, a cold cache) must not condemn the run: what the plan expected is tried once more.
+            hoped = replace(attempt.experience, pace=replace(attempt.experience.pace, startup_s=self.job.pace.startup_s))
+            reach = last_step(hoped, resume, self.job.steps, time.time(), attempt.deadline.usable)
+        if reach <= resume and attempt.experience.measured:
             from agent import verdict
 
             return verdict.no_room_for_a_step(attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 SUBMIT, EXECUTE, EVICTED, TERMINATED, SHADOW_EXCEPTION, ABORTED, HELD, RELEASED = 0, 1, 4, 5, 7, 9, 12, 13
 DISCONNECTED, RECONNECTED, RECONNECT_FAILED, PRESKIP, FILE_TRANSFER = 22, 23, 24, 34, 40
+
+_NODE = re.compile(r'(?:DAG Node: *|\bDAGNodeName *= *")([^\s"]+)')
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,11 @@ class Event:
 
     @property
     def node(self) -> str | None:
-        """The DAG node that a submit or skip event names."""
+        """The DAG node that a submit or skip event names: `DAG Node: x` up to HTCondor 24, an ad with DAGNodeName since."""
         for key in ("LogNotes", "SkipEventLogNotes", "SkipNote"):
-            text = self.facts.get(key)
-            if isinstance(text, str):
-                for line in text.splitlines():
-                    if line.strip().startswith("DAG Node:"):
-                        return line.split(":", 1)[1].strip()
+            match = _NODE.search(str(self.facts.get(key) or ""))
+            if match is not None:
+                return match[1]
         return None
 
 

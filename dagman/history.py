@@ -200,8 +200,13 @@ def timeline(
     handovers: Mapping[int, Mapping[str, Any]],
     commit: NewestCommit | None,
     staging_visible: bool = True,
+    last_words: Mapping[str, str] | None = None,
 ) -> History:
-    """Put together what was read. ``classes``: queue class by node name of every segment of the DAG, in order."""
+    """Put together what was read.
+
+    ``classes``: queue class by node name of every segment of the DAG, in order. ``last_words``: the last line that each other node's job
+    wrote to stderr.
+    """
     jobs = _jobs(node_events)
     state, began, ended, reason = _dag_state(dag_events)
     skipped = {event.node for event in skip_events if event.kind == ev.PRESKIP}
@@ -227,7 +232,7 @@ def timeline(
         held = next(s for s in segments if s.state == "held")
         reason = next((a.reason for a in reversed(held.attempts) if a.reason), None)
     if state == "failed" and reason is None:
-        reason = _failure(segments, jobs)
+        reason = _failure(segments, jobs, last_words or {})
     return History(
         run, state, steps, step, tuple(segments), others, commit, _next(state, segments, others, step, steps), reason, began, ended, staging_visible,
     )  # fmt: skip
@@ -257,7 +262,9 @@ def _with_epoch(attempt: Attempt, number: int, handover: Mapping[str, Any] | Non
     )
 
 
-def _failure(segments: Sequence[Segment], jobs: Mapping[str, Sequence[_Job]]) -> str | None:
+def _failure(
+    segments: Sequence[Segment], jobs: Mapping[str, Sequence[_Job]], last_words: Mapping[str, str]
+) -> str | None:
     for segment in segments:
         if segment.state == "failed":
             said = segment.handover.get("reason") if segment.handover else None
@@ -273,7 +280,8 @@ def _failure(segments: Sequence[Segment], jobs: Mapping[str, Sequence[_Job]]) ->
             )
     for name, found in jobs.items():
         if found[-1].state == "failed":
-            return f"node {name}: {found[-1].reason}; see logs/{name}.err"
+            said = last_words.get(name, "")
+            return f"{name}: {said.removeprefix('segue: error: ') or f'{found[-1].reason}; see logs/{name}.err'}"
     return None
 
 
@@ -283,8 +291,11 @@ def _next(state: str, segments: Sequence[Segment], others: Mapping[str, str], st
     if state == "complete":
         return "bring the result here: segue pull"
     if state in ("failed", "removed", "held"):
-        return {"failed": "mend the cause, then segue submit: it goes on from the newest commit", "removed": "segue submit goes on from the newest commit",
-                "held": "condor_q -hold says why; then condor_release or condor_rm"}[state]  # fmt: skip
+        return {
+            "failed": "mend the cause, then segue submit: it goes on from the newest commit",
+            "removed": "segue submit goes on from the newest commit",
+            "held": "condor_q -hold says why; then condor_release or condor_rm",
+        }[state]
     for segment in segments:
         if segment.state == "running":
             return f"{segment.node} trains to step {steps}" if step < steps else f"{segment.node} ends"
@@ -337,6 +348,21 @@ def read_handovers(directory: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
+def read_last_words(directory: Path) -> dict[str, str]:
+    """The last line of each helper node's stderr, where there is one."""
+    found = {}
+    for path in (directory / "logs").glob("*.err"):
+        if path.stem.startswith("segment-"):
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            continue
+        if lines:
+            found[path.stem] = lines[-1]
+    return found
+
+
 def read_classes(dag: Path) -> dict[str, str]:
     """Queue class of every segment, in the order of the .dag file."""
     found = {}
@@ -366,4 +392,5 @@ def read_history(place: RunPlace) -> History:
         read_handovers(directory),
         newest_commit(store),
         store.parent.parent.is_dir(),
+        read_last_words(directory),
     )

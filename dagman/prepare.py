@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.config import InputArchive
 from agent.errors import BadInput
 from dagman import submit
+from dagman.code import Checkout
 from dagman.inputs import InputRequest, resolve_inputs
 from dagman.plan import Plan, make_plan
 from dagman.site import Site, load_site
@@ -85,10 +86,22 @@ def search_path(site: Site) -> str:
     return f"{directory}:/usr/local/bin:/usr/bin:/bin"
 
 
-def code_archive(asked: Asked) -> InputArchive | None:
-    """The user's checkout as an archive entry, None when run.toml names none."""
+def _travelling(entry: InputArchive, asked: Asked) -> InputArchive:
+    """How the site brings an input: by URL, or from mounted staging."""
+    if "{this}" not in asked.site.python:
+        # Jobs of a real site do not see the access point's disk: `segue stage` is the only road.
+        entry = replace(entry, source="")
+    try:
+        url = asked.site.transfer_url(asked.staging / "segue" / "_inputs" / entry.archive, entry.bytes)
+    except BadInput as error:
+        raise BadInput(f"{asked.run_toml}: data: {error}") from None
+    return replace(entry, travels=url)
+
+
+def code_archive(asked: Asked) -> tuple[InputArchive | None, Checkout | None]:
+    """The user's checkout as an archive entry and what is in it; None, None when run.toml names none."""
     if asked.spec.code is None:
-        return None
+        return None, None
     from dagman.code import resolve_code
 
     return resolve_code(
@@ -102,10 +115,8 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
     directory = to.expanduser().absolute() if to is not None else workflow_directory(spec, asked.run_toml)
     check_path(directory, "the workflow directory")
     inputs = resolve_inputs(requests(spec, asked.run_toml), record_path(asked.run_toml))
-    if "{this}" not in site.python:
-        # Jobs of a real site do not see the access point's disk: `segue stage` is the only road.
-        inputs = [InputArchive(e.name, e.archive, e.sha256, e.bytes, e.target) for e in inputs]
-    code = code_archive(asked)
+    inputs = [_travelling(entry, asked) for entry in inputs]
+    code, checkout = code_archive(asked)
     check_staging(asked)
     check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
     key = None
@@ -114,9 +125,10 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
 
         key = key_file()
     job = job_config(spec, site, asked.plan, asked.staging, inputs, code, accept_change, key.name if key else None)
-    places = submit.Places(directory, search_path(site), key)
+    urls = tuple(entry.travels for entry in inputs if entry.travels)
+    places = submit.Places(directory, search_path(site), key, urls, code.archive if code and code.travels else "")
     text = asked.run_toml.read_text(encoding="utf-8")
-    return generate(spec, site, asked.plan, directory, job, text, places)
+    return generate(spec, site, asked.plan, directory, job, text, places, checkout)
 
 
 def check_staging(asked: Asked) -> None:

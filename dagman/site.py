@@ -43,6 +43,17 @@ class Gpu(_Data):
     per_machine: int
 
 
+class TransferRule(_Data):
+    """How HTCondor brings an input archive of at most ``most_bytes`` from staging: ``url`` with {path}, its absolute path in staging.
+
+    ``under``: only for staging directories below this one.
+    """
+
+    most_bytes: int = Field(gt=0)
+    url: str
+    under: str = ""
+
+
 class Staging(_Data):
     """Where checkpoints go. ``path`` may hold {user}, {initial} and {directory} (of run.toml); 0 bytes or items: no quota known."""
 
@@ -51,6 +62,7 @@ class Staging(_Data):
     bytes: int = 0
     items: int = 0
     requirement: str = ""
+    transfers: tuple[TransferRule, ...] = ()
 
 
 class Margin(_Data):
@@ -135,6 +147,23 @@ class Site(_Data):
     def python_path(self) -> str:
         """The Python that starts the trainer when run.toml names none."""
         return self.python.format(this=sys.executable)
+
+    def transfer_url(self, archive: Path, size: int) -> str:
+        """The URL of an input archive (``size`` bytes) in staging by the first rule that fits, "" where jobs read it from mounted staging.
+
+        BadInput when the site has rules and it is too large for all of them.
+        """
+        rules = [rule for rule in self.staging.transfers if archive.is_relative_to(rule.under or "/")]
+        for rule in rules:
+            if size <= rule.most_bytes:
+                return rule.url.format(path=archive)
+        if rules:
+            most = max(rule.most_bytes for rule in rules)
+            raise BadInput(
+                f"{archive.name}: an input of {size / 1e9:.1f} GB is more than {self.title} lets a job transfer ({most / 1e9:.0f} GB): make it "
+                "smaller, split it into several assets, or ask the site's staff"
+            )
+        return ""
 
     def is_here(self) -> bool:
         """Whether this machine is an access point of the site."""

@@ -15,8 +15,8 @@ _CLUSTER = re.compile(r"submitted to cluster (\d+)")
 def submit_dag(dag: Path) -> int:
     """Submit; returns the cluster of DAGMan's own job. SegueError with HTCondor's own words when it refuses.
 
-    A rescue file makes DAGMan go on from it; where an earlier DAG ended without one, its leftovers are replaced (-f), because
-    staging says where the run is.
+    An earlier DAG's leftovers are replaced (-f), its rescue file too: staging alone says where the run is, and a rescue file would hold
+    segments to be done that made too few steps.
     """
     program = shutil.which("condor_submit_dag")
     if program is None:
@@ -24,10 +24,8 @@ def submit_dag(dag: Path) -> int:
             "condor_submit_dag is not on PATH: submit on an access point, or on a pool of your own with `segue pool up` and "
             "`segue pool run -- segue submit …`"
         )
-    rescue = sorted(dag.parent.glob(f"{dag.name}.rescue[0-9][0-9][0-9]"))
-    options = [] if rescue else ["-f"]
     # The name in the queue; DAGMan's default would be the path of the file.
-    options += ["-batch-name", f"segue {dag.stem}", "-notification", "never"]
+    options = ["-f", "-batch-name", f"segue {dag.stem}", "-notification", "never"]
     done = subprocess.run([program, *options, str(dag)], cwd=dag.parent, capture_output=True, text=True, check=False)
     found = _CLUSTER.search(done.stdout)
     if done.returncode != 0 or found is None:

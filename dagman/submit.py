@@ -46,12 +46,16 @@ class Description:
 
 @dataclass(frozen=True)
 class Places:
-    """Absolute paths on the access point that submit descriptions name."""
+    """Absolute paths on the access point that submit descriptions name.
+
+    ``input_urls``: inputs that HTCondor brings from staging; ``code``: the code's archive in the workflow directory, "" without.
+    """
 
     directory: Path
     search_path: str = ""
     wandb_key: Path | None = None
     input_urls: tuple[str, ...] = ()
+    code: str = ""
 
 
 def _container(spec: Spec) -> list[Line]:
@@ -61,6 +65,11 @@ def _container(spec: Spec) -> list[Line]:
     if not spec.container.transfer:
         lines.append(Line("transfer_container", "false", "the machines see the image where it is"))
     return lines
+
+
+def _brought(places: Places) -> tuple[str, ...]:
+    """Archives that HTCondor brings: those of staging by URL, the code from the workflow directory."""
+    return (*places.input_urls, *([places.code] if places.code else ()))
 
 
 def _log(places: Places, output: str) -> list[Line]:
@@ -106,7 +115,7 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
     """One segment; the DAG's VARS give $(segment) and $(class)."""
     ask, default = spec.resources, site.resources
     gpus = default.gpus if ask.gpus is None else ask.gpus
-    inputs = ["job.json", "jobs.pyz", "placeholder/handover.json", *places.input_urls]
+    inputs = ["job.json", "jobs.pyz", "placeholder/handover.json", *_brought(places)]
     if places.wandb_key is not None:
         inputs.append(str(places.wandb_key))
     lines = [
@@ -206,7 +215,7 @@ def helper(spec: Spec, site: Site, places: Places, node: str) -> Description:
         "consolidate": "verifies the last commit, writes the inference parameters into final/, prunes",
         "norm_stats": "computes the normalisation statistics once, before the first segment",
     }[node]
-    inputs = ["job.json"]
+    inputs = ["job.json", *(_brought(places) if node == "norm_stats" else ())]
     lines = [
         *_container(spec),
         Line("executable", str(places.directory / "jobs.pyz")),

@@ -16,7 +16,9 @@ from pathlib import Path
 from agent.config import BudgetRule, ClassLimit, InputArchive, JobConfig, RetentionRule, Wandb, dump
 from agent.errors import BadInput
 from agent.exit_codes import PERMANENT
+from agent.pack import Member
 from dagman import submit
+from dagman.code import Checkout
 from dagman.dag import Dag, Node, Script, text
 from dagman.plan import Plan
 from dagman.scripts import FINAL_SCRIPT, PRE_SEGMENT, PRE_SKIP_EXIT
@@ -36,6 +38,15 @@ class File:
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A small archive that travels with each job from the workflow directory: its file name, what is in it, and its promised digest."""
+
+    name: str
+    entries: Sequence[Member]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Workflow:
     """What `segue dag` writes; agent.pyz and jobs.pyz are built beside by dagman.write."""
 
@@ -43,6 +54,7 @@ class Workflow:
     dag: str
     files: Sequence[File]
     job: JobConfig
+    archives: Sequence[Archive] = ()
 
 
 def check_path(path: Path, what: str) -> None:
@@ -188,6 +200,7 @@ def generate(
     job: JobConfig,
     run_toml_text: str,
     places: submit.Places,
+    code: Checkout | None = None,
 ) -> Workflow:
     """All files of the workflow directory."""
     check_path(directory, "the workflow directory")
@@ -200,7 +213,10 @@ def generate(
             )
     norm_stats = bool(spec.trainer.options.get("norm_stats")) and spec.trainer.recipe.startswith("openpi")
     dag = make_dag(spec, site, plan, directory, norm_stats)
-    config = f"# DAGMan looks at the event log this often (seconds); a hand-over between segments takes one to two of these.\nDAGMAN_USER_LOG_SCAN_INTERVAL = {site.scan_interval_s}\n"
+    config = (
+        "# DAGMan looks at the event log this often (seconds); a hand-over between segments takes one to two of these.\n"
+        f"DAGMAN_USER_LOG_SCAN_INTERVAL = {site.scan_interval_s}\n"
+    )
     files = [
         File(f"{spec.name}.dag", text(dag)),
         File("dagman.config", config),
@@ -215,4 +231,14 @@ def generate(
     ]
     if norm_stats:
         files.append(File("norm_stats.sub", submit.helper(spec, site, places, "norm_stats").text()))
-    return Workflow(directory, f"{spec.name}.dag", files, job)
+    archives = []
+    if code is not None and job.code is not None:
+        archives.append(Archive(job.code.archive, code.entries, job.code.sha256))
+        about = {
+            "directory": str(code.directory),
+            "describe": code.describe,
+            "sha256": job.code.sha256,
+            "bytes": job.code.bytes,
+        }
+        files += [File("code.json", json.dumps(about, indent=1) + "\n"), File("code.diff", code.diff)]
+    return Workflow(directory, f"{spec.name}.dag", files, job, archives)

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from agent.errors import BadInput, SegueError
-from dagman.workflow import File, Workflow
+from agent.pack import archive_name, write_archive
+from dagman.workflow import Archive, File, Workflow
 
 
 def _put(path: Path, data: bytes, mode: int) -> None:
@@ -62,15 +63,26 @@ def write_workflow(workflow: Workflow) -> list[Path]:
         for name, build in (("agent.pyz", build_agent), ("jobs.pyz", build_jobs)):
             build(directory / name)
             written.append(directory / name)
+        for archive in workflow.archives:
+            written.append(_pack(archive, directory))
         # job.json comes last: a directory that has it has everything.
         for file in sorted(workflow.files, key=_job_last):
-            _put(directory / file.path, file.text.encode("utf-8"), file.mode)
+            _put(directory / file.path, file.text.encode("utf-8", errors="surrogateescape"), file.mode)
             written.append(directory / file.path)
     except OSError as error:
         raise SegueError(
             f"{error.filename or directory}: cannot write the workflow: {error.strerror}; nothing was submitted"
         ) from error
     return written
+
+
+def _pack(archive: Archive, directory: Path) -> Path:
+    target = directory / archive.name
+    if not target.exists():  # named by digest: what is there is right
+        target, packed = write_archive(archive.entries, directory, lambda packed: archive_name("code", packed.sha256))
+        if packed.sha256 != archive.sha256:
+            raise SegueError(f"{directory}: the code changed while it was packed: let it rest, then try again")
+    return target
 
 
 def _job_last(file: File) -> bool:

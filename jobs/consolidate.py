@@ -47,7 +47,8 @@ def last_commit(job: JobConfig, store: Store) -> Commit:
         raise NotComplete(f"run {job.run} has no commit in {job.store_root}: train it first (segue submit)")
     if commits[0].step < job.steps:
         raise NotComplete(
-            f"run {job.run} is at step {commits[0].step} of {job.steps}: let it reach its end before it is consolidated (segue submit goes on)"
+            f"run {job.run} is at step {commits[0].step} of {job.steps} and all its segments are used: `segue submit` (or "
+            "condor_submit_dag -f) goes on from there with new ones"
         )
     return commits[0]
 

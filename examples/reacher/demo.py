@@ -106,23 +106,23 @@ def running_attempt(status: dict[str, Any], segment: int, beyond_step: int) -> d
 
 
 def agent_process(workflow: Path, segment: int) -> int:
-    """Process id of the agent that runs the segment: the oldest process with its command line in a job of this run."""
-    wanted = ["agent.pyz", "run", "--segment", str(segment)]
-    found = []
+    """Process id of the agent that runs the segment: it has the agent's arguments in a job of this run, and its parent has not."""
+    found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             handed = (entry / "environ").read_bytes().decode(errors="replace")
-        except OSError:
+            parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
             continue
-        names = [Path(argument).name for argument in arguments]
-        if all(word in names for word in wanted) and str(workflow) in handed:
-            found.append(int(entry.name))
-    if not found:
-        raise DemoFailed(f"no agent of segment {segment} is running")
-    return min(found)
+        if f"{segment:03d}" in arguments and "--handover" in arguments and str(workflow) in handed:
+            found[int(entry.name)] = parent
+    agents = [process for process, parent in found.items() if parent not in found]
+    if len(agents) != 1:
+        raise DemoFailed(f"{len(agents)} agents of segment {segment} are running")
+    return agents[0]
 
 
 def run(arguments: list[str], **environment: str) -> str:
@@ -228,7 +228,7 @@ def demonstrate(directory: Path) -> dict[str, Any]:
     say("starting HTCondor")
     with EmbeddedPool(directory / "pool") as pool:
         workflow = submit(pool, write_run(directory, "reacher", "blink"))
-        say(f"submitted {workflow.name}: a chain of segments of 10 s each")
+        say(f"submitted {workflow.name}: a chain of segments of 20 s each")
         chain = Chain(pool, workflow)
         disturb(pool, chain)
         say("left alone from now on")

@@ -16,9 +16,16 @@ from agent.errors import BadInput
 from jobs.reference.command_line import natural, run_main
 from jobs.reference.episodes import Episodes, save
 
+_CALM = 10
+"""The last steps of an episode are played without disturbance."""
 
-def record(count: int, seed: int, length: int, camera: bool) -> tuple[Episodes, float]:
-    """``count`` episodes of the seeds from ``seed`` on, ``length`` steps each; and the share that reached the target."""
+
+def record(count: int, seed: int, length: int, camera: bool, noise: float) -> tuple[Episodes, float]:
+    """``count`` episodes of the seeds from ``seed`` on, ``length`` steps each; and the share that reached the target.
+
+    ``noise``: standard deviation of a disturbance on the torques played. Recorded is what the expert wanted, so that the policy also sees
+    how to come back to the path (Laskey et al., DART, 2017).
+    """
     import numpy as np
 
     from jobs.reference.reacher import NEAR, Arm, expert
@@ -27,12 +34,14 @@ def record(count: int, seed: int, length: int, camera: bool) -> tuple[Episodes, 
     with Arm(camera) as arm:
         for number in range(count):
             arm.reset(seed + number)
-            for _ in range(length):
+            random = np.random.default_rng([seed + number, 1])
+            for step in range(length):
                 states.append(arm.state(camera))
                 if camera:
                     images.append(arm.image())
                 actions.append(expert(arm))
-                arm.step(actions[-1])
+                disturbance = random.normal(0.0, noise, 2) if step < length - _CALM else 0.0
+                arm.step(np.clip(actions[-1] + disturbance, -1.0, 1.0).astype(np.float32))
             reached += arm.distance() <= NEAR
     episodes = Episodes(
         np.stack(states),
@@ -51,12 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--length", type=natural, default=50, help="steps of an episode, 0.02 s each")
     parser.add_argument("--camera", action="store_true", help="64×64 frames, and no target in the state")
+    parser.add_argument(
+        "--noise", type=float, default=0.3, help="disturbance of the torques played, not of those recorded"
+    )
     options = parser.parse_args(arguments)
     if options.out.suffix != ".npz":
         raise BadInput(f"--out {options.out}: the file's name must end in .npz")
     if options.seed < 0:
         raise BadInput(f"--seed {options.seed}: a seed is 0 or greater")
-    episodes, rate = record(options.episodes, options.seed, options.length, options.camera)
+    episodes, rate = record(options.episodes, options.seed, options.length, options.camera, options.noise)
     save(episodes, options.out)
     print(json.dumps({"episodes": options.episodes, "frames": episodes.frames, "expert": rate}))
     return 0

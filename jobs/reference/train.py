@@ -20,7 +20,7 @@ from agent.errors import BadInput, SegueError
 from jobs.reference import faults, instructions
 from jobs.reference.command_line import natural, run_main
 
-_PEAK_RATE = 2e-3
+_PEAK_RATE = 3e-3
 
 
 class NotANumber(SegueError):

@@ -14,6 +14,7 @@ from jobs.reference import compare, evaluate
 from jobs.reference.checkpoints import Saver, TrainState, read_parameters, restore
 from jobs.reference.episodes import Episodes, find, join, load, save
 from jobs.reference.reacher import NEAR, Arm, expert, success_rate
+from jobs.reference.record import record
 from tests.jobs.conftest import Programs
 
 
@@ -23,11 +24,18 @@ def test_the_same_seed_records_the_same_episodes(programs: Programs, tmp_path: P
     assert again.read_bytes() == programs.data.read_bytes()
 
 
-def test_recorded_actions_bring_the_arm_to_its_targets(programs: Programs) -> None:
+def test_recorded_episodes_end_at_their_targets_though_disturbed_on_the_way(programs: Programs) -> None:
     episodes = load(programs.data)
     assert episodes.frames == 20 * 50
+    distance = np.hypot(episodes.state[:, 8], episodes.state[:, 9]).reshape(20, 50)
+    assert (distance[:, -1] <= NEAR).all()
+    assert (distance[:, 0] > NEAR).mean() > 0.8
+
+
+def test_without_disturbance_the_recorded_torques_replay_the_episode(tmp_path: Path) -> None:
+    episodes, _ = record(3, 0, 50, camera=False, noise=0.0)
     with Arm() as arm:
-        for number in (0, 7, 19):
+        for number in range(3):
             arm.reset(number)
             for action in episodes.actions[episodes.episode == number]:
                 arm.step(action)

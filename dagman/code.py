@@ -1,0 +1,92 @@
+"""The user's checkout as one archive named by its digest: the code travels, the image stays.
+
+What git tracks, with its uncommitted changes, and new files that git does not ignore. `git describe` and the diff are kept beside the
+workflow, outside of the archive: a commit that changes no file changes no digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config import InputArchive
+from agent.errors import BadInput, SegueError
+from agent.pack import Member, members
+from dagman.inputs import Recorded, examine, read_record, write_record
+
+NAME = "code"
+TARGET = "code"
+# A few MB are usual. More is a dataset or checkpoints that nobody meant to send with each job.
+MOST_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """What is sent: members, `git describe` of the commit (empty without git) and the uncommitted changes as a diff."""
+
+    directory: Path
+    entries: tuple[Member, ...]
+    describe: str
+    diff: str
+
+
+def _git(directory: Path, *words: str) -> str | None:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            # The user names this directory; a shared checkout that belongs to somebody else is read all the same.
+            ["git", "-c", "safe.directory=*", "-C", str(directory), *words],
+            capture_output=True,
+            env=environment,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.decode("utf-8", errors="surrogateescape") if done.returncode == 0 else None
+
+
+def read_checkout(directory: Path) -> Checkout:
+    """Look at the checkout. BadInput when it is missing, empty, or far too large."""
+    if not directory.is_dir():
+        raise BadInput(f"code: {directory}: no such directory; name your checkout, relative to run.toml")
+    listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is None:
+        entries = members(directory)
+        describe, diff = "", ""
+    else:
+        names = [name for name in listed.split("\0") if name and os.path.lexists(directory / name)]
+        entries = members(directory, only=names)
+        describe = (_git(directory, "describe", "--always", "--dirty", "--tags", "--long") or "").strip()
+        diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    total = sum(entry.size for entry in entries)
+    if total > MOST_BYTES:
+        largest = max(entries, key=lambda entry: entry.size)
+        raise BadInput(
+            f"code: {directory}: {total / 1e6:.0f} MB would travel with the run (at most {MOST_BYTES / 1e6:.0f} MB), the largest file is "
+            f"{largest.name} with {largest.size / 1e6:.0f} MB: let git ignore what is no code, or stage it with data.assets"
+        )
+    return Checkout(directory, tuple(entries), describe, diff)
+
+
+def resolve_code(directory: Path, record_path: Path) -> tuple[InputArchive, Checkout | None]:
+    """The archive entry of a checkout, and the checkout, which then travels with each job from the workflow directory.
+
+    Where the checkout is not on this machine, what `segue stage` has put into staging is used (second value None). BadInput as above.
+    """
+    record = read_record(record_path)
+    if not directory.exists() and NAME in record:
+        return _entry(record[NAME], "", ""), None
+    checkout = read_checkout(directory)
+    found = examine(NAME, directory, checkout.entries, record, about=checkout.describe)
+    if record.get(NAME) != found:
+        # Only a cache here: run.toml may lie where nothing can be written.
+        with contextlib.suppress(SegueError):
+            write_record(record_path, {**record, NAME: found})
+    return _entry(found, str(directory), "plain"), checkout
+
+
+def _entry(found: Recorded, source: str, travels: str) -> InputArchive:
+    return InputArchive(NAME, found.archive, found.sha256, found.bytes, TARGET, source, travels, found.about)
