@@ -10,11 +10,13 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from agent.ads import Ad
 from agent.carry import bring, mark, take
 from agent.chirp import Chirp, requests
 from agent.config import Wandb
-from agent.keeping import archive, attempts_kept, drop_oldest, keep, last_step_of
+from agent.keeping import archive, attempts_kept, drop_oldest, keep, ledger_of
 from agent.loop import Loop
 from agent.place import Place
 from agent.usage import parse_gpus, usage_below
@@ -115,8 +117,8 @@ def test_the_ledger_tells_how_far_an_attempt_came(tmp_path: Path) -> None:
     ledger = tmp_path / "l"
     ledger.write_text('{"event":"sample","step":12}\n{"event":"end","step":15}\n')
     keep(tmp_path, 7, {"jsonl": ledger}, 3)
-    assert last_step_of(tmp_path, 7) == 15
-    assert last_step_of(tmp_path, 8) == 0
+    assert ledger_of(tmp_path, 7) == 15
+    assert ledger_of(tmp_path, 8) == 0
 
 
 def test_caches_travel_and_damaged_ones_do_not(tmp_path: Path) -> None:
@@ -194,6 +196,7 @@ def test_quotes_in_values_cannot_end_an_expression() -> None:
     assert requests("c", {"ChirpX": 'a"b'})[1] == b'set_job_attr_delayed ChirpX "a\\\\"b"\n'
 
 
+@pytest.mark.forks
 def test_usage_of_our_own_children_is_seen() -> None:
     child = os.fork()
     if child == 0:

@@ -78,6 +78,7 @@ def calls_of_an_attempt(place: Path) -> int:
     return counting.calls
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_sigkill_at_every_call_loses_nothing_acknowledged(tmp_path: Path, after: bool) -> None:
     total = calls_of_an_attempt(tmp_path / "count")
