@@ -12,6 +12,8 @@ from agent.ads import Ad, read
 
 _DEFAULT_VACATE_S = 600.0  # HTCondor's own default of MachineMaxVacateTime
 _LAPTOP_VACATE_S = 30.0
+# What HTCondor writes where GPUs are: 10000 hides them from a job that asked for none.
+_NO_GPU = ("", "none", "10000")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def look_around(environment: Mapping[str, str] = os.environ) -> Place:
         machine=machine_ad.text("Machine") or os.uname().nodename,
         slot=machine_ad.text("Name") or environment.get("_CONDOR_SLOT", ""),
         job_id=f"{int(cluster)}.{int(process or 0)}" if cluster is not None else "",
-        gpus=len([name for name in assigned.split(",") if name.strip() and name.strip() != "none"]),
+        gpus=len([name for name in assigned.split(",") if name.strip() not in _NO_GPU]),
         began=_process_start(),
         in_condor=in_condor,
         credentials=_path(environment, "_CONDOR_CREDS"),

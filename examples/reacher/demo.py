@@ -117,7 +117,7 @@ def agent_process(workflow: Path, segment: int) -> int:
             parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             continue
-        if f"{segment:03d}" in arguments and "--handover" in arguments and str(workflow) in handed:
+        if f"{segment:03d}" in arguments and "--handover" in arguments and f"{workflow.parent}/" in handed:
             found[int(entry.name)] = parent
     agents = [process for process, parent in found.items() if parent not in found]
     if len(agents) != 1:
@@ -197,10 +197,14 @@ def resumed_from(status: dict[str, Any]) -> list[int]:
     return found
 
 
-def write_run(directory: Path, name: str, queue_class: str) -> Path:
-    """The example's run.toml with another name and class, in the working directory."""
+def write_run(directory: Path, name: str, queue_class: str, step_s: float) -> Path:
+    """The example's run.toml with another name, class and shortest time of a step, in the working directory."""
     text = (HERE / "run.toml").read_text(encoding="utf-8")
-    for line, wanted in (('name = "reacher"', f'name = "{name}"'), ('class = "blink"', f'class = "{queue_class}"')):
+    for line, wanted in (
+        ('name = "reacher"', f'name = "{name}"'),
+        ('class = "short"', f'class = "{queue_class}"'),
+        ('"--step-seconds", "0.05"', f'"--step-seconds", "{step_s}"'),
+    ):
         if line not in text:
             raise DemoFailed(f"run.toml has no line {line!r}")
         text = text.replace(line, wanted)
@@ -227,14 +231,14 @@ def demonstrate(directory: Path) -> dict[str, Any]:
     )
     say("starting HTCondor")
     with EmbeddedPool(directory / "pool") as pool:
-        workflow = submit(pool, write_run(directory, "reacher", "blink"))
-        say(f"submitted {workflow.name}: a chain of segments of 20 s each")
+        workflow = submit(pool, write_run(directory, "reacher", "short", 0.05))
+        say(f"submitted {workflow.name}: a chain of segments of 30 s each")
         chain = Chain(pool, workflow)
         disturb(pool, chain)
         say("left alone from now on")
         status = ended(pool, workflow)
         say("the same training again in one piece, for comparison")
-        alone = submit(pool, write_run(directory, "straight", "long"))
+        alone = submit(pool, write_run(directory, "straight", "long", 0.0))
         straight = ended(pool, alone)
     finals = [
         next((directory / "staging" / "segue" / name / "final").glob("*.tar")) for name in ("reacher", "straight")
