@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -64,12 +65,17 @@ def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
         wanted.append(InputRequest("dataset", source, target))
     for asset in spec.data.assets:
         source = (here / Path(asset.source).expanduser()).absolute()
-        wanted.append(InputRequest(asset.name or source.name.lstrip(".") or "asset", source, asset.target))
+        wanted.append(InputRequest(asset.name or _input_name(source), source, asset.target))
     names = [entry.name for entry in wanted]
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f"{run_toml}: data.assets: two inputs are named {name!r}: give each its own `name`")
     return wanted
+
+
+def _input_name(source: Path) -> str:
+    """A name for an input that may stand in a URL and in submit language, whatever the file is called."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", source.name).lstrip("._-") or "asset"
 
 
 def record_path(run_toml: Path) -> Path:
@@ -124,6 +130,8 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
         from dagman.wandb_key import key_file
 
         key = key_file()
+        if key is not None:
+            check_path(key, "the path of the W&B key")
     job = job_config(spec, site, asked.plan, asked.staging, inputs, code, accept_change, key.name if key else None)
     urls = tuple(entry.travels for entry in inputs if entry.travels)
     places = submit.Places(directory, search_path(site), key, urls, code.archive if code and code.travels else "")

@@ -8,22 +8,40 @@ from __future__ import annotations
 import fnmatch
 import getpass
 import os
+import re
 import socket
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.errors import BadInput
 from dagman.toml import explain, read_toml
 
-SubmitLine = Annotated[str, Field(pattern=r"^\+?[A-Za-z_][A-Za-z0-9_.]* *= *[^\n\r]*$")]
+_LINE = r"^[^\x00-\x1f\x7f]*$"
+SubmitLine = Annotated[str, Field(pattern=r"^\+?[A-Za-z_][A-Za-z0-9_.]* *= *[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\\]$")]
+OneLine = Annotated[str, Field(pattern=_LINE)]
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+def _fields(*allowed: str) -> AfterValidator:
+    """A pattern that names these fields in braces and no others."""
+
+    def check(text: str) -> str:
+        bare = _FIELD.sub("", text)
+        found = [name for name in _FIELD.findall(text) if name not in allowed]
+        if found or "{" in bare or "}" in bare:
+            raise ValueError(f"may hold {' and '.join('{' + name + '}' for name in allowed)} and no other braces")
+        return text
+
+    return AfterValidator(check)
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class QueueClass(_Data):
@@ -50,18 +68,18 @@ class TransferRule(_Data):
     """
 
     most_bytes: int = Field(gt=0)
-    url: str
+    url: Annotated[OneLine, _fields("path")]
     under: str = ""
 
 
 class Staging(_Data):
     """Where checkpoints go. ``path`` may hold {user}, {initial} and {directory} (of run.toml); 0 bytes or items: no quota known."""
 
-    path: str
+    path: Annotated[str, _fields("user", "initial", "directory")]
     environment: str = ""
-    bytes: int = 0
-    items: int = 0
-    requirement: str = ""
+    bytes: int = Field(default=0, ge=0)
+    items: int = Field(default=0, ge=0)
+    requirement: OneLine = ""
     transfers: tuple[TransferRule, ...] = ()
 
 
@@ -88,9 +106,9 @@ class SubmitLines(_Data):
     """Lines that the site wants in the submit description of a segment, each with its reason."""
 
     segment: tuple[SubmitLine, ...] = ()
-    segment_why: tuple[str, ...] = ()
-    resumable: str = ""
-    resumable_why: str = ""
+    segment_why: tuple[OneLine, ...] = ()
+    resumable: SubmitLine | Literal[""] = ""
+    resumable_why: OneLine = ""
 
 
 class Resources(_Data):
@@ -114,12 +132,12 @@ class Site(_Data):
     retries: int = Field(ge=0, le=2)
     avoid_failed_machine: bool = False
     scan_interval_s: int = Field(ge=1)
-    python: str = "python3"
+    python: Annotated[str, _fields("this")] = "python3"
     transfer_host: str = ""
     submit_forbidden_under: tuple[str, ...] = ()
     access_points: tuple[str, ...] = ()
     staging: Staging
-    classes: dict[str, QueueClass] = Field(min_length=1)
+    classes: dict[ClassName, QueueClass] = Field(min_length=1)
     margin: Margin
     defaults: Estimates
     submit: SubmitLines = SubmitLines()
@@ -141,7 +159,7 @@ class Site(_Data):
         given = os.environ.get(self.staging.environment) if self.staging.environment and user is None else None
         if given:
             return Path(given)
-        name = user or getpass.getuser()
+        name = user or _account()
         return Path(self.staging.path.format(user=name, initial=name[0], directory=directory))
 
     def python_path(self) -> str:
@@ -174,6 +192,13 @@ class Site(_Data):
         return [gpu for gpu in self.gpus if gpu.memory_mb >= (memory_mb or 0) and gpu.capability >= (capability or 0)]
 
 
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise BadInput("user: this account has no name here: give `user` in run.toml") from None
+
+
 def shipped_sites() -> list[str]:
     """Names of the sites that come with segue."""
     return sorted(
@@ -186,16 +211,16 @@ def shipped_sites() -> list[str]:
 def load_site(name: str, beside: Path) -> Site:
     """A shipped site by name, or a site file by its path (ending in .toml, relative to ``beside``); BadInput names what is wrong."""
     if name.endswith(".toml"):
-        path = beside / name
+        path = beside / Path(name).expanduser()
         if not path.is_file():
-            raise BadInput(f"{path}: no such site file (run.toml's key run.site)")
+            raise BadInput(f"site: {path}: no such site file")
         data, where = read_toml(path), str(path)
     elif name in shipped_sites():
         text = resources.files("dagman").joinpath("sites", f"{name}.toml")
         data, where = read_toml(Path(str(text))), f"site {name}"
     else:
         raise BadInput(
-            f"run.site: no site named {name!r}; there are {', '.join(shipped_sites())}, or give the path of a site file (….toml)"
+            f"site: no site named {name!r}; there are {', '.join(shipped_sites())}, or give the path of a site file (….toml)"
         )
     try:
         return Site.model_validate({"name": Path(name).stem, **data})

@@ -1,11 +1,12 @@
 """run.toml: what the user asks for, checked whole before anything is done.
 
-Strings that will stand in HTCondor's submit language are refused when they hold a newline or a macro; all others travel in job.json and
-reach the trainer unchanged.
+Two strings stand in HTCondor's submit language, `container.image` and `resources.requirements`: they are refused when they hold a line end
+or a macro. All others travel in job.json and reach the trainer unchanged. docs/run-toml.md is the reference for users.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     field_validator,
     model_validator,
@@ -24,19 +26,41 @@ from agent.errors import BadInput
 from dagman.toml import explain, read_toml
 
 RECIPES = ("reference", "openpi", "openpi-pytorch", "lerobot", "command")
-_SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
+_SECRET = re.compile(r"(API_?KEY|TOKEN(?![A-Z])|SECRET|PASSW|CREDENTIAL)", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _for_submit(text: str) -> str:
-    if "\n" in text or "\r" in text:
+    if any(char < " " or char in "\x7f\x85\u2028\u2029" for char in text):
         raise ValueError(
-            "must be one line: it stands in a submit description, where a second line would be a second command"
+            "must be one line without control characters: in a submit description a second line would be a second command"
         )
-    if "$(" in text or "$$(" in text or "$ENV" in text or '"' in text:
+    if "$" in text or text.endswith("\\"):
         raise ValueError(
-            "must not hold $( or $ENV or a double quote: it stands in a submit description, where HTCondor would expand it"
+            "must not hold $ nor end in a backslash: HTCondor would expand the one and join lines at the other"
         )
+    if text != text.strip() or not text:
+        raise ValueError("must not be empty, nor begin or end with a blank")
+    return text
+
+
+def _image(text: str) -> str:
+    if set(text) & set(" \"',;"):
+        raise ValueError("must not hold a blank, a quote, a comma or a semicolon")
+    return text
+
+
+def _expression(text: str) -> str:
+    from classad2 import ClassAdException, ExprTree
+
+    if "//" in text or "/*" in text:
+        raise ValueError("must not hold a comment (// or /*)")
+    try:
+        ExprTree(text)
+    except ClassAdException:
+        raise ValueError(
+            'is not a ClassAd expression; one is: TARGET.CUDADriverVersion >= 12 && regexp("H100|H200", TARGET.GPUs_DeviceName)'
+        ) from None
     return text
 
 
@@ -46,8 +70,27 @@ def _no_nul(text: str) -> str:
     return text
 
 
+def _as_json(value: Any, place: str = "") -> Any:
+    """Options travel in job.json: what JSON does not know, or no program can be given, is refused by name."""
+    if isinstance(value, dict):
+        return {key: _as_json(entry, f"{place}.{key}" if place else key) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(entry, f"{place}[{number}]") for number, entry in enumerate(value)]
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{place} must not hold a NUL character: no program can be given one")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place} must be a finite number")
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError(f"{place} is a date or time; write it as a string")
+    return value
+
+
 SubmitText = Annotated[str, AfterValidator(_for_submit)]
+Image = Annotated[SubmitText, AfterValidator(_image)]
+Requirements = Annotated[SubmitText, AfterValidator(_expression)]
 Text = Annotated[str, AfterValidator(_no_nul)]
+Options = Annotated[dict[str, Any], AfterValidator(_as_json)]
+Texts = Annotated[tuple[Text, ...], Strict(False)]
 
 
 def _relative_target(text: str) -> str:
@@ -63,7 +106,8 @@ Target = Annotated[Text, AfterValidator(_relative_target)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # TOML has types: "400" is no number, and true is none either.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Trainer(_Table):
@@ -71,9 +115,9 @@ class Trainer(_Table):
 
     recipe: Literal["reference", "openpi", "openpi-pytorch", "lerobot", "command"]
     python: Text | None = None
-    args: tuple[Text, ...] = ()
+    args: Texts = ()
     env: dict[str, Text] = Field(default_factory=dict)
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
 
     @field_validator("env")
     @classmethod
@@ -103,13 +147,12 @@ class Data(_Table):
 
     dataset: Text | None = None
     dataset_target: Target | None = None
-    assets: tuple[Asset, ...] = ()
+    assets: Annotated[tuple[Asset, ...], Strict(False)] = ()
 
 
 class Segments(_Table):
     """The chain. ``class``: of the site; ``count``: instead of the plan's estimate; ``reserve``: segments beyond it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     queue_class: str | None = Field(default=None, alias="class")
     count: int | None = Field(default=None, ge=1, le=10_000)
     reserve: int | None = Field(default=None, ge=0, le=10_000)
@@ -120,11 +163,11 @@ class Segments(_Table):
 class PaceGuess(_Table):
     """Seconds, where the user knows them; the site's estimates otherwise, measurements as soon as there are any."""
 
-    step_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    startup_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    restore_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    save_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    publish_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    step_s: float | None = Field(default=None, gt=0)
+    startup_s: float | None = Field(default=None, ge=0)
+    restore_s: float | None = Field(default=None, ge=0)
+    save_s: float | None = Field(default=None, ge=0)
+    publish_s: float | None = Field(default=None, ge=0)
 
 
 class Retention(_Table):
@@ -151,13 +194,13 @@ class ResourceRequest(_Table):
     disk_mb: int | None = Field(default=None, ge=1)
     gpu_memory_mb: int | None = Field(default=None, ge=1)
     gpu_capability: float | None = Field(default=None, gt=0)
-    requirements: SubmitText | None = None
+    requirements: Requirements | None = None
 
 
 class Container(_Table):
     """The image jobs run in: `docker://…`, a .sif file or a sandbox directory that the machines see."""
 
-    image: Annotated[SubmitText, Field(min_length=1)]
+    image: Image
     transfer: bool = True
 
 
@@ -167,7 +210,7 @@ class WandbTable(_Table):
     project: Text
     entity: Text | None = None
     group: Text | None = None
-    tags: tuple[Text, ...] = ()
+    tags: Texts = ()
     name: Text | None = None
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
@@ -181,7 +224,7 @@ class AgentTable(_Table):
     hang_factor: float = Field(default=20.0, gt=1)
     hang_min_s: float = Field(default=300.0, gt=0)
     margin_s: float | None = Field(default=None, ge=0)
-    carry: tuple[Target, ...] = ()
+    carry: Annotated[tuple[Target, ...], Strict(False)] = ()
     checkpoint_exit: bool = False
 
 
@@ -189,7 +232,7 @@ class Spec(_Table):
     """run.toml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    site: str = "chtc"
+    site: Text = "chtc"
     user: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] | None = None
     steps: int = Field(ge=1, le=999_999_999)
     staging: Text | None = None

@@ -22,6 +22,12 @@ class Line:
     value: str = ""
     why: str = ""
 
+    def __post_init__(self) -> None:
+        # The checks of run.toml and of site files keep these away; a second command must not slip in by any other road.
+        for text in (self.key, self.value, self.why):
+            if any(char < " " for char in text) or text.endswith("\\"):
+                raise ValueError(f"not one line of a submit description: {text!r}")
+
     def rendered(self) -> Iterator[str]:
         """The comment, if there is one, and the line."""
         if self.why:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +37,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _key(location: Iterable[str | int]) -> str:
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            shown = part if part.isprintable() and part else repr(part)
+            text += f".{shown}" if text else shown
     return text or "(the whole file)"
 
 
@@ -47,13 +52,15 @@ def explain(error: ValidationError, where: str, known: dict[str, list[str]] | No
         key = _key(entry["loc"])
         if entry["type"] == "extra_forbidden":
             table = _key(entry["loc"][:-1]) if len(entry["loc"]) > 1 else ""
-            allowed = (known or {}).get(table)
+            allowed = (known or {}).get(re.sub(r"\[\d+\]", "", table))
             text = "unknown key" + (f"; allowed here: {', '.join(allowed)}" if allowed else "")
         elif entry["type"] == "missing":
             text = "is required"
         else:
-            text = entry["msg"].removeprefix("Value error, ")
-            text = text[:1].lower() + text[1:]
+            text = entry["msg"]
+            # Our own findings begin with the name that is wrong, as it is written.
+            own = entry["type"] == "value_error"
+            text = text.removeprefix("Value error, ") if own else text[:1].lower() + text[1:]
             shown = entry.get("input")
             if isinstance(shown, str | int | float | bool) and repr(shown) not in text:
                 text += f" (found {shown!r})"
