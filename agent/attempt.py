@@ -86,6 +86,10 @@ class Attempt:
         self.high_water = 0
         """The highest step that any attempt is known to have made."""
         self.restored_step = 0
+        self.fruitless = False
+        """No checkpoint came out of this attempt although nothing failed: the time was too short."""
+        self.fruitless_before = False
+        """The attempt before was fruitless too, and began at the same step."""
         self.superseded = ""
         self.leaving_until: float | None = None
         """Set by SIGTERM: when the grace given to us ends."""

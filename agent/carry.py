@@ -12,6 +12,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.keeping import make_place
+
 MOST_BYTES = 2 << 30
 _NAME = re.compile(r"carry-([0-9a-f]{16})\.tar")
 
@@ -70,13 +72,13 @@ def mark(scratch: Path, directories: Sequence[str]) -> str:
     return f"{len(parts)}:{hash(tuple(parts))}" if parts else ""
 
 
-def take(directory: Path, scratch: Path, directories: Sequence[str]) -> str:
+def take(directory: Path, scratch: Path, directories: Sequence[str], epoch: int = 0) -> str:
     """Write one archive and remove older ones; returns its name, empty when there is nothing to carry or too much."""
     chosen = files(scratch, directories)
     if not chosen or sum(path.stat().st_size for path in chosen) > MOST_BYTES:
         return ""
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".carry.{os.getpid()}.tmp"
+    make_place(directory)
+    temporary = directory / f".carry.{epoch:06d}.tmp"
     try:
         with temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:

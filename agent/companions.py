@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from agent.attempt import Attempt
@@ -34,7 +35,6 @@ class Companions:
         self._online = False
         self._carried: Sequence[str] = ()
         self._carry_known = ""
-        self._telemetry: Telemetry | None = None
         self._probe: Errand | None = None
         self._key: str | None = None
 
@@ -83,6 +83,10 @@ class Companions:
 
     # --- telemetry -----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _telemetry(self) -> Telemetry:
+        return Telemetry(self._attempt)
+
     def carry(self, carried: Sequence[str]) -> None:
         """Before a start: which caches travel; what lies there now has come from the store."""
         from agent.carry import mark
@@ -93,24 +97,22 @@ class Companions:
 
     def started(self, training: Training) -> None:
         """A trainer runs: watch it."""
-        self._training = training
-        if self._telemetry is None:
-            self._telemetry = Telemetry(self._attempt)
+        if self._training is None:
             self._attempt.loop.every(self._attempt.job.telemetry_s, self._sample)
+        self._training = training
         self._telemetry.note(
             "start", epoch=self._attempt.epoch, machine=self._attempt.place.machine, step=training.start.resume_step
         )
 
     def _sample(self) -> None:
-        if self._training is not None and self._telemetry is not None and not self._training.over:
+        if self._training is not None and not self._training.over:
             self._telemetry.sample(self._training)
             if time.monotonic() >= self._next_keep:
                 self.keep()
 
     def note(self, event: str, **facts: object) -> None:
         """One line in the ledger."""
-        if self._telemetry is not None:
-            self._telemetry.note(event, **facts)
+        self._telemetry.note(event, **facts)
 
     # --- keeping -------------------------------------------------------------------------------------------------
 
@@ -131,7 +133,9 @@ class Companions:
                 self._kept_size = size
                 self._carry_known = outcome.value.get("carry", self._carry_known)
             elif outcome.error not in ("Cancelled", "Hung"):
-                attempt.warn(f"the attempt's log could not be kept in the store: {outcome.message}", key="keep")
+                # Staging that is away has one warning, whoever notices it first.
+                key = "staging" if outcome.error == "StoreUnavailable" else "keep"
+                attempt.warn(f"{outcome.message}; training goes on", key=key)
 
         sources = {"log": attempt.log.path, "jsonl": attempt.own / "telemetry.jsonl"}
         self._keeping = Errand(

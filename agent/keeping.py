@@ -7,17 +7,39 @@ All of it is done by an errand and may fail without harm to the training.
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 _HEAD = 256 << 10
 _TAIL = 8 << 20
 _MOST_ATTEMPTS = 50
 _SHARE = 20
 _KEPT = re.compile(r"(\d{6,})\.(?:log|jsonl)\.gz|(\d{6,})\.tar")
-_PIECE = 1 << 20
+_TEMPORARY = re.compile(r"\.(\d{6,})\..*\.tmp|\.carry\.(\d{6,})\.tmp")
+KEPT_IN = ("logs", "wandb", "carry")
+
+
+def make_place(directory: Path) -> None:
+    """Make a directory in the run's store, and never the store itself: that would hide a mount which is away just now."""
+    directory.mkdir(exist_ok=True)
+
+
+def sweep(root: Path, epoch: int) -> list[Path]:
+    """Remove what attempts before ``epoch`` were killed over while they kept something; the paths."""
+    swept = []
+    for name in KEPT_IN:
+        directory = root / name
+        for path in list(directory.iterdir()) if directory.is_dir() else []:
+            match = _TEMPORARY.fullmatch(path.name)
+            if match is not None and int(match[1] or match[2]) < epoch:
+                path.unlink(missing_ok=True)
+                swept.append(path)
+    return swept
 
 
 def attempts_kept(items: int | None) -> int:
@@ -38,7 +60,7 @@ def shortened(path: Path) -> bytes:
 
 def keep(directory: Path, epoch: int, sources: dict[str, Path], most: int) -> list[str]:
     """Compress each source to ``<epoch>.<suffix>.gz`` and drop the oldest attempts beyond ``most``; returns the names written."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_place(directory)
     written = []
     for suffix, source in sources.items():
         if not source.exists():
@@ -72,18 +94,24 @@ def drop_oldest(directory: Path, most: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def last_step_of(directory: Path, epoch: int) -> int:
-    """How far the attempt ``epoch`` came, by the last lines of its ledger; 0 when that is not known."""
-    import json
+@dataclass(frozen=True)
+class Ledger:
+    """What the ledger of an attempt tells the next one: how far it came, and its own last line when it ended in an orderly way."""
 
+    step: int = 0
+    end: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ledger_of(directory: Path, epoch: int) -> Ledger:
+    """The last lines of the ledger of attempt ``epoch``; an empty one when that is not known."""
     path = directory / f"{epoch:06d}.jsonl.gz"
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = file.read().splitlines()
-        steps = [int(said["step"]) for said in map(json.loads, lines[-20:]) if isinstance(said.get("step"), int)]
+            said = [json.loads(line) for line in file.read().splitlines()[-20:]]
+        steps = [int(one["step"]) for one in said if isinstance(one.get("step"), int)]
+        return Ledger(max(steps, default=0), said[-1] if said and said[-1].get("event") == "end" else {})
     except (OSError, EOFError, ValueError, TypeError, AttributeError):
-        return 0
-    return max(steps, default=0)
+        return Ledger()
 
 
 def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, most_bytes: int) -> int:
@@ -98,7 +126,7 @@ def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, mos
     )
     if not sources or size > most_bytes:
         return 0
-    directory.mkdir(parents=True, exist_ok=True)
+    make_place(directory)
     temporary = directory / f".{name}.tmp"
     with temporary.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:

@@ -59,6 +59,18 @@ def from_carried(estimate: Pace, carried: Mapping[str, float]) -> Experience:
     )
 
 
+def hopeful(experience: Experience, planned: Pace) -> Experience:
+    """What the plan thought, where a measurement is worse: one slow start or publish (a busy machine, a cold cache) must not condemn
+    a run for good. The step's time stays as measured.
+    """
+    seen = experience.pace
+    better = {
+        name: min(getattr(seen, name), getattr(planned, name))
+        for name in ("save_s", "publish_s", "restore_s", "startup_s")
+    }
+    return replace(experience, pace=replace(seen, **better))
+
+
 def cautious(before: float, measured: float) -> float:
     """The next estimate of a duration that varies: up at once, down slowly."""
     return measured if measured >= before else 0.5 * before + 0.5 * measured

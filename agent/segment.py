@@ -17,7 +17,7 @@ from agent.attempt import Attempt, End
 from agent.errand import Errand, Outcome, Work, running
 from agent.loop import Timer
 from agent.opening import OpeningErrand, first_start
-from agent.pacing import cautious, from_carried, last_step, save_interval
+from agent.pacing import cautious, from_carried, hopeful, last_step, save_interval
 from agent.processes import kill_below
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe, Start
@@ -113,8 +113,20 @@ class Segment:
             training.kill()
             self.loop.run_until(lambda: training.over, time.monotonic() + 5.0)
         step = max(attempt.high_water, self.training.step if self.training else 0)
-        self.companions.note("end", step=step, state=end.state, reason=end.reason, goodput=attempt.handover.goodput)
-        until = attempt.leaving_until - 1.0 if attempt.leaving_until is not None else attempt.deadline.at - 1.0
+        self.companions.note(
+            "end",
+            step=step,
+            state=end.state,
+            reason=end.reason,
+            restored=attempt.restored_step,
+            fruitless=attempt.fruitless,
+            pace=attempt.carried_pace() if attempt.experience.measured else {},
+            goodput=attempt.handover.goodput,
+        )
+        if attempt.leaving_until is not None:
+            until = attempt.leaving_until - 1.0
+        else:
+            until = max(attempt.deadline.at - 1.0, time.time() + min(1.0, attempt.deadline.margin_s / 2))
         if not attempt.leave_now and end.state != "superseded":
             self.companions.last(until)
 
@@ -166,6 +178,9 @@ class Segment:
             self.resume = (attempt.restored_step, opening.label)
         attempt.handover.step = attempt.restored_step
         attempt.high_water = max(attempt.restored_step, opening.high_water)
+        if opening.before.get("fruitless") and opening.before.get("restored") == attempt.restored_step:
+            attempt.fruitless_before = True
+            attempt.experience = from_carried(self.job.pace, {**opening.pace, **opening.before.get("pace", {})})
         self.publisher.committed_step = attempt.restored_step
         if attempt.restored_step >= self.job.steps:
             from agent import verdict
@@ -184,9 +199,8 @@ class Segment:
         if reach <= resume and not first:
             return self._time_used("no further step fits before the limit")
         if reach <= resume and attempt.experience.measured:
-            # One slow start (a busy machine, a cold cache) must not condemn the run: what the plan expected is tried once more.
-            hoped = replace(attempt.experience, pace=replace(attempt.experience.pace, startup_s=self.job.pace.startup_s))
-            reach = last_step(hoped, resume, self.job.steps, time.time(), attempt.deadline.usable)
+            attempt.experience = hopeful(attempt.experience, self.job.pace)
+            reach = last_step(attempt.experience, resume, self.job.steps, time.time(), attempt.deadline.usable)
         if reach <= resume and attempt.experience.measured:
             from agent import verdict
 

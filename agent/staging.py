@@ -44,6 +44,8 @@ class Opening:
     pace: Mapping[str, float] = field(default_factory=dict)
     restore_s: float = 0.0
     high_water: int = 0
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """How the attempt before this one ended, by its own last word; empty when it was killed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Staging:
     def open(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         """Claim an epoch, sweep, restore the newest good commit into ``checkpoint_root``, unpack inputs and code."""
         from agent.inputs import fetch
+        from agent.keeping import ledger_of, sweep
         from agent.store import Claimant
 
         store = self.store()
@@ -74,6 +77,7 @@ class Staging:
         )
         report({"claim": asdict(claim), "epoch": claim.epoch})
         store.sweep(claim)
+        sweep(self.root, claim.epoch)
         self._clear(checkpoint_root)
         found = self._restore(store, checkpoint_root, report)
         if found["restored"] is None or found["restored"]["step"] < self.job.steps:
@@ -83,9 +87,9 @@ class Staging:
                 from agent.carry import bring
 
                 report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
-        from agent.keeping import last_step_of
-
-        found["high_water"] = max(found["high_water"], last_step_of(self.root / "logs", claim.epoch - 1))
+        ledger = ledger_of(self.root / "logs", claim.epoch - 1)
+        found["high_water"] = max(found["high_water"], ledger.step)
+        found["before"] = ledger.end
         return found
 
     def _clear(self, checkpoint_root: Path) -> None:
@@ -165,6 +169,12 @@ class Staging:
 
     def keep(self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str) -> dict[str, Any]:
         """Keep log and ledger of this attempt, its offline W&B files, and carried caches when they changed."""
+        from agent.store.errors import speaking
+
+        with speaking("keeping the attempt's log in", str(self.root)):
+            return self._keep(epoch, sources, carried, carry_known)
+
+    def _keep(self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str) -> dict[str, Any]:
         from agent.keeping import archive, attempts_kept, drop_oldest, keep
         from agent.wandb_run import offline_directory, offline_runs
 
@@ -180,7 +190,7 @@ class Staging:
 
             found = mark(self.place.scratch, carried)
             if found and found != carry_known:
-                take(self.root / "carry", self.place.scratch, carried)
+                take(self.root / "carry", self.place.scratch, carried, epoch)
         return {"carry": found}
 
     def beat(self, claim: Mapping[str, Any]) -> dict[str, Any]:

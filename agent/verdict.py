@@ -12,6 +12,7 @@ from agent.hang import Hang, memory_kills
 from agent.training import Training
 
 _ELSEWHERE = ("StoreUnavailable", "Hung", "Killed", "InputMissing", "OSError")
+_HOPELESS = 2.0
 
 
 def complete(step: int, steps: int) -> End:
@@ -44,13 +45,25 @@ def too_short(attempt: Attempt) -> str:
     )
 
 
+def _fruitless(attempt: Attempt, text: str) -> End:
+    """No checkpoint, and nothing failed: the time was too short. Once, that may be the machine or a wrong guess of the pace, and the next
+    attempt plans with what was measured in this one; twice from the same step, or by far too short, it would be so for ever.
+    """
+    attempt.fruitless = True
+    pace = attempt.experience.pace
+    needed = pace.startup_s + pace.step_s + pace.save_s + pace.publish_s + attempt.deadline.margin_s
+    if attempt.fruitless_before or needed > _HOPELESS * attempt.limit_s:
+        return End("failed", exit_codes.PERMANENT, text)
+    return End("temporary", exit_codes.TEMPORARY, f"{text}; it is tried once more, with the times measured here")
+
+
 def no_room_for_a_step(attempt: Attempt) -> End:
     """Before the first start: not even one step fits; because opening took most of the time, or because the class is too short."""
     spent = time.time() - attempt.place.began
     if spent > attempt.limit_s / 2:
         reason = f"claim, restore and inputs took {spent:.0f} of {attempt.limit_s:.0f} s: staging is slow here"
         return End("temporary", exit_codes.TEMPORARY, reason)
-    return End("failed", exit_codes.PERMANENT, too_short(attempt))
+    return _fruitless(attempt, too_short(attempt))
 
 
 def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason: str) -> End:
@@ -64,7 +77,7 @@ def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason:
             f"no checkpoint came out of this attempt, the trainer failed {crashes} times; {reason}",
         )
     text = f"no checkpoint came out of this segment ({made} steps were made): {too_short(attempt)}"
-    return End("failed", exit_codes.PERMANENT, text)
+    return _fruitless(attempt, text)
 
 
 def unpublished(step: int, trouble: Outcome | None) -> End:

@@ -16,7 +16,7 @@ from agent.ads import Ad
 from agent.carry import bring, mark, take
 from agent.chirp import Chirp, requests
 from agent.config import Wandb
-from agent.keeping import archive, attempts_kept, drop_oldest, keep, ledger_of
+from agent.keeping import Ledger, archive, attempts_kept, drop_oldest, keep, ledger_of, sweep
 from agent.loop import Loop
 from agent.place import Place
 from agent.usage import parse_gpus, usage_below
@@ -117,8 +117,23 @@ def test_the_ledger_tells_how_far_an_attempt_came(tmp_path: Path) -> None:
     ledger = tmp_path / "l"
     ledger.write_text('{"event":"sample","step":12}\n{"event":"end","step":15}\n')
     keep(tmp_path, 7, {"jsonl": ledger}, 3)
-    assert ledger_of(tmp_path, 7) == 15
-    assert ledger_of(tmp_path, 8) == 0
+    assert ledger_of(tmp_path, 7) == Ledger(15, {"event": "end", "step": 15})
+    assert ledger_of(tmp_path, 8) == Ledger()
+
+
+def test_a_store_that_is_away_is_not_made_anew_and_half_kept_files_go(tmp_path: Path) -> None:
+    source = tmp_path / "a.log"
+    source.write_text("said\n")
+    with pytest.raises(FileNotFoundError):
+        keep(tmp_path / "away" / "logs", 1, {"log": source}, 3)
+    assert not (tmp_path / "away").exists()
+    names = ("logs/.000002.log.gz.tmp", "wandb/.000001.tar.tmp", "carry/.carry.000002.tmp", "logs/.000003.log.gz.tmp")
+    for name in names:
+        path = tmp_path / "store" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert len(sweep(tmp_path / "store", 3)) == 3
+    assert [path.name for path in (tmp_path / "store").rglob("*.tmp")] == [".000003.log.gz.tmp"]
 
 
 def test_caches_travel_and_damaged_ones_do_not(tmp_path: Path) -> None:

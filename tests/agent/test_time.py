@@ -11,7 +11,17 @@ from agent.ads import parse
 from agent.config import ClassLimit, JobConfig, Pace
 from agent.deadline import find_deadline
 from agent.errors import BadInput
-from agent.pacing import Experience, StepClock, cautious, from_carried, last_step, save_interval, stop_time, tail_s
+from agent.pacing import (
+    Experience,
+    StepClock,
+    cautious,
+    from_carried,
+    hopeful,
+    last_step,
+    save_interval,
+    stop_time,
+    tail_s,
+)
 from agent.place import Place, look_around
 
 NOW = 1_700_000_000.0
@@ -127,6 +137,13 @@ def test_measurements_travel_in_the_manifest() -> None:
     assert from_carried(Pace(), seen.carried()) == seen
     assert from_carried(PACE, {}) == Experience(PACE)
     assert from_carried(PACE, {"step_s": float("nan")}) == Experience(PACE)
+
+
+def test_one_slow_publish_or_start_does_not_condemn_the_run_for_good() -> None:
+    slow = Experience(Pace(step_s=2.0, save_s=2.0, publish_s=500.0, restore_s=1.0, startup_s=600.0), True)
+    assert last_step(slow, 0, 100, NOW, NOW + 300) == 0
+    assert hopeful(slow, PACE).pace == Pace(step_s=2.0, save_s=2.0, publish_s=4.0, restore_s=1.0, startup_s=10.0)
+    assert last_step(hopeful(slow, PACE), 0, 100, NOW, NOW + 300) > 0
 
 
 def test_durations_go_up_at_once_and_down_slowly() -> None:
