@@ -53,11 +53,12 @@ def read_checkout(directory: Path) -> Checkout:
     if not directory.is_dir():
         raise BadInput(f"code: {directory}: no such directory; name your checkout, relative to run.toml")
     listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if listed is None:
+    names = [name for name in (listed or "").split("\0") if name and os.path.lexists(directory / name)]
+    if not names:
+        # No git, or a directory that the repository around it ignores.
         entries = members(directory)
         describe, diff = "", ""
     else:
-        names = [name for name in listed.split("\0") if name and os.path.lexists(directory / name)]
         entries = members(directory, only=names)
         describe = (_git(directory, "describe", "--always", "--dirty", "--tags", "--long") or "").strip()
         diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""

@@ -89,6 +89,7 @@ SubmitText = Annotated[str, AfterValidator(_for_submit)]
 Image = Annotated[SubmitText, AfterValidator(_image)]
 Requirements = Annotated[SubmitText, AfterValidator(_expression)]
 Text = Annotated[str, AfterValidator(_no_nul)]
+Named = Annotated[Text, Field(min_length=1)]
 Options = Annotated[dict[str, Any], AfterValidator(_as_json)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
 
@@ -114,7 +115,7 @@ class Trainer(_Table):
     """How training is started. ``args`` are given to the trainer word by word; ``options`` are the recipe's own (docs/recipes.md)."""
 
     recipe: Literal["reference", "openpi", "openpi-pytorch", "lerobot", "command"]
-    python: Text | None = None
+    python: Named | None = None
     args: Texts = ()
     env: dict[str, Text] = Field(default_factory=dict)
     options: Options = Field(default_factory=dict)
@@ -137,7 +138,7 @@ class Trainer(_Table):
 class Asset(_Table):
     """A file or directory that jobs need: ``source`` here (relative to run.toml), ``target`` in the job's scratch directory."""
 
-    source: Text
+    source: Named
     target: Target
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
 
@@ -145,7 +146,7 @@ class Asset(_Table):
 class Data(_Table):
     """What is staged once. ``dataset``: a directory or file; ``dataset_target``: where the recipe looks unless said otherwise."""
 
-    dataset: Text | None = None
+    dataset: Named | None = None
     dataset_target: Target | None = None
     assets: Annotated[tuple[Asset, ...], Strict(False)] = ()
 
@@ -175,7 +176,7 @@ class Retention(_Table):
 
     keep: int = Field(default=2, ge=2)
     every: int | None = Field(default=None, ge=1)
-    best: Text | None = None
+    best: Named | None = None
 
 
 class Budget(_Table):
@@ -207,11 +208,11 @@ class Container(_Table):
 class WandbTable(_Table):
     """Weights & Biases; the key comes from `segue login` or ~/.netrc, never from here."""
 
-    project: Text
-    entity: Text | None = None
-    group: Text | None = None
-    tags: Texts = ()
-    name: Text | None = None
+    project: Named
+    entity: Named | None = None
+    group: Named | None = None
+    tags: Annotated[tuple[Named, ...], Strict(False)] = ()
+    name: Named | None = None
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
     oauth: bool = False
@@ -232,12 +233,12 @@ class Spec(_Table):
     """run.toml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    site: Text = "chtc"
+    site: Named = "chtc"
     user: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] | None = None
     steps: int = Field(ge=1, le=999_999_999)
-    staging: Text | None = None
+    staging: Named | None = None
     transfer_host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.@_-]*$")] | None = None
-    code: Text | None = None
+    code: Named | None = None
     trainer: Trainer
     data: Data = Data()
     segments: Segments = Segments()
