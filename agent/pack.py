@@ -20,6 +20,8 @@ from typing import IO, Any
 from agent.errors import BadInput, SegueError
 
 _PIECE = 1 << 20
+# Names as bytes, whatever the locale.
+_ENCODING, _ERRORS = "utf-8", "surrogateescape"
 # What a working copy grows by itself: never part of a dataset or of code.
 LEFT_OUT = (".git", "__pycache__", ".DS_Store")
 
@@ -135,6 +137,27 @@ class _Sink(io.RawIOBase):
         return len(data)
 
 
+def _header(entry: Member) -> tarfile.TarInfo:
+    """No owner, no time: what two machines could disagree about stays out."""
+    info = tarfile.TarInfo(entry.name)
+    info.mode = 0o755 if entry.executable or entry.kind == "directory" else 0o644
+    if entry.kind == "file":
+        info.size = entry.size
+    else:
+        info.type = tarfile.DIRTYPE if entry.kind == "directory" else tarfile.SYMTYPE
+        info.linkname = entry.link
+    return info
+
+
+def archive_size(entries: Sequence[Member]) -> int:
+    """Bytes of the archive that ``pack`` writes, without reading any file."""
+    total = 2 * tarfile.BLOCKSIZE
+    for entry in entries:
+        info = _header(entry)
+        total += len(info.tobuf(tarfile.PAX_FORMAT, _ENCODING, _ERRORS)) + info.size + -info.size % tarfile.BLOCKSIZE
+    return total + -total % tarfile.RECORDSIZE
+
+
 def pack(
     entries: Sequence[Member], out: IO[bytes] | None = None, progress: Callable[[int], None] | None = None
 ) -> Packed:
@@ -143,12 +166,12 @@ def pack(
     Raises SegueError when a file changes its size meanwhile or cannot be read.
     """
     sink = _Sink(out, progress)
-    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE) as tar:
+    with tarfile.open(
+        fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE, encoding=_ENCODING, errors=_ERRORS
+    ) as tar:
         for entry in entries:
-            info = tarfile.TarInfo(entry.name)
-            info.mode = 0o755 if entry.executable or entry.kind == "directory" else 0o644
+            info = _header(entry)
             if entry.kind == "file":
-                info.size = entry.size
                 try:
                     with entry.path.open("rb") as file:
                         if os.fstat(file.fileno()).st_size != entry.size:
@@ -157,8 +180,6 @@ def pack(
                 except OSError as error:
                     raise SegueError(f"{entry.path}: cannot be packed: {error.strerror or error}") from error
             else:
-                info.type = tarfile.DIRTYPE if entry.kind == "directory" else tarfile.SYMTYPE
-                info.linkname = entry.link
                 tar.addfile(info)
     return Packed(sink.digest.hexdigest(), sink.count, sum(entry.kind == "file" for entry in entries))
 

@@ -41,11 +41,15 @@ class Asked:
     staging: Path
 
 
+def run_file(run: Path) -> Path:
+    """The run.toml that was named, or that lies in the directory that was; absolute."""
+    path = run.expanduser().absolute()
+    return path / "run.toml" if path.is_dir() and (path / "run.toml").is_file() else path
+
+
 def ask(run_toml: Path) -> Asked:
     """Read, check and plan; BadInput for anything wrong in run.toml."""
-    run_toml = run_toml.expanduser().absolute()
-    if run_toml.is_dir() and (run_toml / "run.toml").is_file():
-        run_toml = run_toml / "run.toml"
+    run_toml = run_file(run_toml)
     spec = load_spec(run_toml)
     try:
         site = load_site(spec.site, run_toml.parent)

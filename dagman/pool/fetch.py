@@ -92,7 +92,8 @@ def _fetch(software: Software, cache: Path, origin: PlaceOfOrigin, report: Repor
         apt.update()
         packages = apt.resolve(*software.packages)
         version = next(package.version for package in packages if package.name == software.packages[0])
-        final = cache / f"{origin.suite}-{version}"
+        # Not the colon of an epoch: it separates the directories of an RPATH.
+        final = cache / f"{origin.suite}-{version.replace(':', '_')}"
         unpacked = Path(temporary) / "prefix"
         apt.unpack([package for package in packages if _needed(package, software)], unpacked, report)
         libraries, loader = ARCHITECTURES[origin.architecture]
