@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.config import BudgetRule, ClassLimit, InputArchive, JobConfig, RetentionRule, Wandb, dump
+from agent.config import STORE_NAME, BudgetRule, ClassLimit, InputArchive, JobConfig, RetentionRule, Wandb, dump
 from agent.errors import BadInput
 from agent.exit_codes import PERMANENT
 from agent.pack import Member
@@ -25,6 +25,10 @@ from dagman.scripts import FINAL_SCRIPT, PRE_SEGMENT, PRE_SKIP_EXIT
 from dagman.site import Site
 from dagman.spec import Spec
 
+_STORE_NOTE = (
+    "The run's checkpoints, where jobs mount no staging: HTCondor brings this directory to each segment and back.\n"
+    "`segue commits`, `segue verify` and `segue prune` work on it.\n"
+)
 _UNSAFE = set(" \t\n\r\"'$%\\;#,=<>*?[]{}()|&`!")
 
 
@@ -48,13 +52,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Workflow:
-    """What `segue dag` writes; agent.pyz and jobs.pyz are built beside by dagman.write."""
+    """What `segue dag` writes; agent.pyz and jobs.pyz are built beside by dagman.write.
+
+    ``directories``: to be made where they are missing (the staging directory of a site that has its own beside run.toml).
+    """
 
     directory: Path
     dag: str
     files: Sequence[File]
     job: JobConfig
     archives: Sequence[Archive] = ()
+    directories: Sequence[Path] = ()
 
 
 def check_path(path: Path, what: str) -> None:
@@ -88,7 +96,7 @@ def fingerprint(spec: Spec, inputs: Sequence[InputArchive], code: InputArchive |
 
 def staging_of(spec: Spec, site: Site, run_toml: Path) -> Path:
     """The user's staging directory, absolute."""
-    if spec.agent.checkpoint_exit:
+    if spec.agent.checkpoint_exit and not site.staging.transfers:
         return Path()
     if spec.staging is not None:
         return (run_toml.absolute().parent / Path(spec.staging).expanduser()).absolute()
@@ -125,7 +133,7 @@ def job_config(
     room = int(spec.budget.gb * 1e9) if spec.budget.gb is not None else site.staging.bytes
     return JobConfig(
         run=spec.name,
-        staging="" if spec.agent.checkpoint_exit else str(staging),
+        staging="" if staging == Path() else str(staging),
         steps=spec.steps,
         recipe=spec.trainer.recipe,
         python=spec.trainer.python or site.python_path(),
@@ -167,7 +175,7 @@ def make_dag(spec: Spec, site: Site, plan: Plan, directory: Path, norm_stats: bo
             segment_name(number),
             str(directory / "segment.sub"),
             vars={"segment": f"{number:03d}", "class": plan.queue_class},
-            pre=Script(str(directory / "scripts/pre_segment"), (f"{number:03d}", str(spec.steps))),
+            pre=Script(str(directory / "scripts/pre_segment"), (f"{number:03d}", str(spec.steps), "$RETRY")),
             pre_skip=PRE_SKIP_EXIT,
             retries=site.retries,
             unless_exit=PERMANENT,
@@ -229,6 +237,8 @@ def generate(
         File("run.toml", run_toml_text),
         File("job.json", dump(job)),
     ]
+    if spec.agent.checkpoint_exit:
+        files.append(File(f"{STORE_NAME}/README", _STORE_NOTE))
     if norm_stats:
         files.append(File("norm_stats.sub", submit.helper(spec, site, places, "norm_stats").text()))
     archives = []
@@ -241,4 +251,5 @@ def generate(
             "bytes": job.code.bytes,
         }
         files += [File("code.json", json.dumps(about, indent=1) + "\n"), File("code.diff", code.diff)]
-    return Workflow(directory, f"{spec.name}.dag", files, job, archives)
+    own = "{directory}" in site.staging.path and spec.staging is None and job.staging
+    return Workflow(directory, f"{spec.name}.dag", files, job, archives, [Path(job.staging)] if own else [])

@@ -60,6 +60,8 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     try:
         for sub in ("handovers", "logs", "scripts", "placeholder"):
             (directory / sub).mkdir(parents=True, exist_ok=True)
+        for path in workflow.directories:
+            path.mkdir(parents=True, exist_ok=True)
         for name, build in (("agent.pyz", build_agent), ("jobs.pyz", build_jobs)):
             build(directory / name)
             written.append(directory / name)
@@ -67,6 +69,7 @@ def write_workflow(workflow: Workflow) -> list[Path]:
             written.append(_pack(archive, directory))
         # job.json comes last: a directory that has it has everything.
         for file in sorted(workflow.files, key=_job_last):
+            (directory / file.path).parent.mkdir(exist_ok=True)
             _put(directory / file.path, file.text.encode("utf-8", errors="surrogateescape"), file.mode)
             written.append(directory / file.path)
     except OSError as error:
@@ -79,9 +82,9 @@ def write_workflow(workflow: Workflow) -> list[Path]:
 def _pack(archive: Archive, directory: Path) -> Path:
     target = directory / archive.name
     if not target.exists():  # named by digest: what is there is right
-        target, packed = write_archive(archive.entries, directory, lambda packed: archive_name("code", packed.sha256))
+        target, packed = write_archive(archive.entries, directory, lambda packed: archive_name(archive.name.rpartition("-")[0], packed.sha256))
         if packed.sha256 != archive.sha256:
-            raise SegueError(f"{directory}: the code changed while it was packed: let it rest, then try again")
+            raise SegueError(f"{directory}: the source of {archive.name} changed while it was packed: let it rest, then try again")
     return target
 
 
