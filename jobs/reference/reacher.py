@@ -130,11 +130,15 @@ def _wrapped(angle: float) -> float:
     return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
-def success_rate(arm: Arm, act: Act, episodes: int, seed: int) -> float:
-    """Share of episodes (seeds ``seed``, ``seed`` + 1, …) that end with the fingertip within 2 cm of the target."""
+def success_rate(arm: Arm, act: Act, episodes: int, seed: int, at_start: Callable[[], None] = lambda: None) -> float:
+    """Share of episodes (seeds ``seed``, ``seed`` + 1, …) that end with the fingertip within 2 cm of the target.
+
+    ``at_start`` is called at the beginning of each episode.
+    """
     reached = 0
     for number in range(episodes):
         arm.reset(seed + number)
+        at_start()
         for _ in range(LENGTH):
             arm.step(act(arm))
         reached += arm.distance() <= NEAR
