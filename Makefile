@@ -23,7 +23,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP)
+test: check
 	$(BIN)/python -m pytest
 
 bench-agent: $(STAMP)
