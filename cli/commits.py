@@ -23,8 +23,9 @@ def _open(run: str) -> tuple[str, Store, JobConfig | None]:
         return given.name, Store(given), None
     from dagman.runs import find_run
 
-    job = find_run(run).job
-    store = Store(job.store_root, budget=Budget(job.budget.bytes, job.budget.items))
+    place = find_run(run)
+    job = place.job
+    store = Store(place.store, budget=Budget(job.budget.bytes, job.budget.items))
     return job.run, store, job
 
 
@@ -81,11 +82,20 @@ def commits(run: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(run: str, as_json: bool) -> None:
     """Read every byte of every commit of RUN and compare it with its manifest; exit 1 when one is bad."""
+    from agent.store import CommitGone
+    from agent.store.errors import NewerFormat
+
     name, store, _ = _open(run)
     bad: dict[str, list[str]] = {}
     good: list[str] = []
     for commit in store.commits():
-        problems = store.verify(commit)
+        try:
+            problems = store.verify(commit)
+        except CommitGone as error:
+            click.echo(error, err=True)
+            continue
+        except NewerFormat as error:
+            problems = [str(error)]
         if problems:
             bad[commit.name] = problems
         else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agent.store.errors import BadArchive as BadArchive
     from agent.store.errors import BadCheckpoint as BadCheckpoint
     from agent.store.errors import Cancelled as Cancelled
+    from agent.store.errors import CommitGone as CommitGone
     from agent.store.errors import FingerprintChanged as FingerprintChanged
     from agent.store.errors import NoRoom as NoRoom
     from agent.store.errors import StoreError as StoreError
@@ -40,6 +41,7 @@ _HOMES = {
     "BadArchive": "errors",
     "BadCheckpoint": "errors",
     "Cancelled": "errors",
+    "CommitGone": "errors",
     "FingerprintChanged": "errors",
     "NoRoom": "errors",
     "StoreError": "errors",

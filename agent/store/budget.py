@@ -59,8 +59,9 @@ def usage(fs: FileSystem, path: str) -> Usage:
     return Usage(total, items)
 
 
-def ceph_room(fs: FileSystem, path: str) -> Room | None:
-    """The nearest directory above ``path`` with a CephFS quota; None where there is none."""
+def ceph_rooms(fs: FileSystem, path: str) -> list[Room]:
+    """What the quotas of CephFS on ``path`` and the directories above it leave, the nearest first. One that cannot be asked is passed over."""
+    found = []
     parts = path.rstrip("/").split("/")
     for depth in range(len(parts), 0, -1):
         above = "/".join(parts[:depth]) or "/"
@@ -71,14 +72,21 @@ def ceph_room(fs: FileSystem, path: str) -> Room | None:
                 continue
             used_bytes = _number(fs.get_attribute(above, "ceph.dir.rbytes")) or 0
             used_items = _number(fs.get_attribute(above, "ceph.dir.rentries")) or 0
-        except FileNotFoundError:
+        except OSError:
             continue
-        return Room(
-            f"the quota of {above}",
-            most_bytes - used_bytes if most_bytes else None,
-            most_items - used_items if most_items else None,
+        found.append(
+            Room(
+                f"the quota of {above}",
+                most_bytes - used_bytes if most_bytes else None,
+                most_items - used_items if most_items else None,
+            )
         )
-    return None
+    return found
+
+
+def ceph_room(fs: FileSystem, path: str) -> Room | None:
+    """The nearest of these; None where there is none."""
+    return next(iter(ceph_rooms(fs, path)), None)
 
 
 def _number(value: bytes | None) -> int | None:
@@ -114,10 +122,10 @@ def quotas_room(text: str, path: str) -> Room | None:
 
 def rooms(fs: FileSystem, root: str, budget: Budget, quotas: str | None = None) -> list[Room]:
     """All bounds that count, the most trusted first."""
-    found = []
-    quota = ceph_room(fs, root) or (quotas_room(quotas, root) if quotas else None)
-    if quota is not None:
-        found.append(quota)
+    found = ceph_rooms(fs, root)
+    if not found and quotas and (room := quotas_room(quotas, root)) is not None:
+        found.append(room)
+    trusted = bool(found)
     if budget.bytes is not None or budget.items is not None:
         used = usage(fs, root)
         found.append(
@@ -127,7 +135,7 @@ def rooms(fs: FileSystem, root: str, budget: Budget, quotas: str | None = None) 
                 None if budget.items is None else budget.items - used.items,
             )
         )
-    if quota is None:
+    if not trusted:
         space = fs.space(root)
         found.append(Room("the file system", space.bytes, space.items))
     return found

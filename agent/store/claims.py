@@ -95,7 +95,7 @@ def read_record(fs: FileSystem, root: str, epoch: int) -> ClaimRecord | None:
 def _fields(fs: FileSystem, path: str) -> dict[str, Any] | None:
     try:
         fields = json.loads(read_file(fs, path))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):
         return None
@@ -121,8 +121,9 @@ def make_claim(
     highest_commit: Callable[[], int],
 ) -> Claim:
     """Claim the next epoch. Raises FingerprintChanged, NewerFormat, OSError; StoreUnavailable when it never wins."""
+    taken = 0
     for _ in range(_ROUNDS):
-        before, accepted, newest = _known(fs, root)
+        before, accepted, newest = _known(fs, root, taken)
         epoch = max(newest, highest_commit()) + 1
         changed = differences(before, fingerprint)
         refused = [one for one in changed if one[0] not in accept]
@@ -145,14 +146,18 @@ def make_claim(
         if _win(fs, root, record):
             _write_run_file(fs, root, record, clock())
             return Claim(record.epoch, record.token)
+        taken = epoch
     raise StoreUnavailable(
         f"{root}: no epoch could be claimed in {_ROUNDS} rounds; the file system shows no exclusive creation"
     )
 
 
-def _known(fs: FileSystem, root: str) -> tuple[Mapping[str, str], tuple[Mapping[str, Any], ...], int]:
-    """(fingerprint, accepted changes, highest epoch) as the newest readable claim has them, or run.json."""
-    epochs = epochs_in(fs, root)
+def _known(fs: FileSystem, root: str, taken: int) -> tuple[Mapping[str, str], tuple[Mapping[str, Any], ...], int]:
+    """(fingerprint, accepted changes, highest epoch) as the newest readable claim has them, or run.json.
+
+    ``taken``: an epoch known to be claimed (0: none), whether or not a listing that lags behind shows it.
+    """
+    epochs = sorted({*epochs_in(fs, root), *[taken] * bool(taken)})
     for epoch in reversed(epochs):
         record = read_record(fs, root, epoch)
         if record is not None:
@@ -196,7 +201,7 @@ def link_exclusively(fs: FileSystem, root: str, temporary: str, final: str, reco
         fs.link(temporary, final)
     except OSError as error:
         if error.errno in _NO_LINKS:
-            return _create_exclusively(fs, final, record)
+            return _create_exclusively(fs, root, final, record)
         failure = error
     try:
         if fs.stat(temporary).links == 2:
@@ -209,12 +214,14 @@ def link_exclusively(fs: FileSystem, root: str, temporary: str, final: str, reco
     return False
 
 
-def _create_exclusively(fs: FileSystem, final: str, record: ClaimRecord) -> bool:
+def _create_exclusively(fs: FileSystem, root: str, final: str, record: ClaimRecord) -> bool:
+    """Without hard links: creation, which may be less exclusive than it says, and then whose token is there."""
     try:
         _write_temporary(fs, final, record.encode())
     except FileExistsError:
         return False
-    return True
+    found = read_record(fs, root, record.epoch)
+    return found is not None and found.token == record.token
 
 
 def _write_run_file(fs: FileSystem, root: str, record: ClaimRecord, now: float) -> None:

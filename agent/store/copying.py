@@ -41,9 +41,9 @@ class Pace:
         self._stopped = False
         self.bytes = 0
 
-    def stop(self) -> None:
-        """End all workers at their next piece."""
-        self._stopped = True
+    def stop(self, stopped: bool = True) -> None:
+        """End all workers at their next piece; False when none is left and others may come."""
+        self._stopped = stopped
 
     def check(self) -> None:
         """Raise Cancelled when asked to stop."""
@@ -63,6 +63,12 @@ class Pace:
             self.check()
             time.sleep(min(left, 0.1))
         self.check()
+
+
+def _all_zero(piece: memoryview) -> bool:
+    """Cheap where it is not: most data shows in a few bytes, and what is compared is compared as memory."""
+    count = len(piece)
+    return not (piece[0] or piece[-1] or piece[count // 2]) and bytes(piece) == _ZEROS[:count]
 
 
 def hash_through(
@@ -90,7 +96,7 @@ def hash_through(
             break
         piece = buffer[:count]
         digest.update(piece)
-        if target is not None and (piece[0] or piece != memoryview(_ZEROS)[:count]):
+        if target is not None and not _all_zero(piece):
             write_all(fs, target, piece, target_offset + done)
         done += count
         pace.passed(count)
@@ -126,9 +132,18 @@ def each(tasks: Sequence[Callable[[memoryview], None]], workers: int, pace: Pace
             pace.stop()
 
     threads = [Thread(target=work, name="segue-copy", daemon=True) for _ in range(min(workers, len(todo)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # an interrupt: the caller will close what the workers write to
+        pace.stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
+    finally:
+        pace.stop(False)
     if errors:
         raise errors[0]

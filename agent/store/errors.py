@@ -72,6 +72,13 @@ class BadArchive(StoreError):
         self.problems = list(problems)
 
 
+class CommitGone(StoreError):
+    """A commit was there when it was listed and is no more: a live owner pruned it because better ones are there."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: it was pruned meanwhile; newer commits are there")
+
+
 class NewerFormat(StoreError):
     """Written by a newer segue: nothing is wrong with it, but this one must not touch it."""
 

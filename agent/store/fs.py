@@ -185,6 +185,8 @@ def write_all(fs: FileSystem, fd: int, data: bytes | memoryview, offset: int) ->
     view = memoryview(data)
     while view:
         written = fs.write(fd, view, offset)
+        if written <= 0:
+            raise OSError(errno.EIO, "a write wrote nothing")
         view = view[written:]
         offset += written
 

@@ -34,12 +34,12 @@ def list_commits(fs: FileSystem, root: str, *, marks: bool = True) -> list[Commi
             path = f"{directory}/{name}"
             try:
                 stat = fs.stat(path)
-                mark = fs.get_attribute(path, names.VERIFIED) if marks else None
             except FileNotFoundError:
                 vanished = True
                 continue
             if stat.kind == "file":
-                commits.append(Commit(place / name, *numbers, stat.size, stat.modified, _time(mark)))
+                verified = _verified(fs, path) if marks else None
+                commits.append(Commit(place / name, *numbers, stat.size, stat.modified, verified))
         if not vanished:
             break
     return names.best_first(commits)
@@ -74,10 +74,9 @@ def highest_committed_epoch(fs: FileSystem, root: str) -> int:
     return max((numbers[1] for numbers in map(names.parse_commit, found) if numbers), default=0)
 
 
-def _time(mark: bytes | None) -> float | None:
-    if mark is None:
-        return None
+def _verified(fs: FileSystem, path: str) -> float | None:
+    """When it was last read back and found good; a remark, so that whatever keeps it from being read is no error."""
     try:
-        return float(mark)
-    except ValueError:
+        return float(fs.get_attribute(path, names.VERIFIED) or "")
+    except (OSError, ValueError):
         return None

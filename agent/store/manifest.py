@@ -21,6 +21,8 @@ FORMAT = 1
 LARGEST_MANIFEST = 64 << 20
 _LARGEST_NUMBER = 1 << 60
 _LINKS_FOLLOWED = 255
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+_SEARCH = 1 << 20
 _NO_DIGEST = "0" * 64
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TAIL = b',\n"digest": "'
@@ -101,8 +103,8 @@ def decode(name: str, raw: bytes) -> Manifest:
         raise BadArchive(name, ["the manifest does not fit its own digest"])
     try:
         fields = json.loads(raw)
-        if not isinstance(fields["format"], int):
-            raise TypeError("format is no number")
+        if not isinstance(fields["format"], int) or fields["format"] < 1:
+            raise TypeError(f"{fields['format']!r} is no format")
         if fields["format"] > FORMAT:
             raise NewerFormat(
                 f"{name}: written in format {fields['format']}, this segue knows {FORMAT}: use a newer segue"
@@ -120,7 +122,7 @@ def decode(name: str, raw: bytes) -> Manifest:
             metrics=dict(fields.get("metrics", {})),
             entries=tuple(_entry(one) for one in fields["files"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BadArchive(name, [f"the manifest is not one of format {FORMAT}: {error}"]) from error
     problems = unsafe(manifest.entries)
     if problems:
@@ -220,11 +222,12 @@ def _stays_inside(path: str, target: str, links: Mapping[str, str]) -> bool:
 
 
 def _unwritable(text: str) -> bool:
-    """Whether no file name can be made of it."""
+    """Whether no file name or link can be made of it."""
     try:
-        return b"\0" in text.encode("utf-8", "surrogateescape")
+        name = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return True
+    return b"\0" in name or len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in name.split(b"/"))
 
 
 def read_manifest(fs: FileSystem, name: str, fd: int) -> tuple[Manifest, Layout]:
@@ -241,20 +244,22 @@ def read_manifest(fs: FileSystem, name: str, fd: int) -> tuple[Manifest, Layout]
 
 
 def _find(fs: FileSystem, name: str, fd: int, total: int) -> tuple[int, bytes]:
-    """Search backwards for the manifest's header, in growing steps; a manifest cannot contain its own header's block."""
+    """Search backwards, piece by piece, for the manifest's header; a manifest cannot contain its own header's block."""
     marker = MANIFEST_NAME.encode() + b"\0"
-    length = min(total, 1 << 16)
-    while True:
-        start = total - length
-        tail = read_all(fs, fd, length, start)
-        place = tail.rfind(marker)
+    end, length = total, 1 << 16
+    while end > 0 and total - end <= LARGEST_MANIFEST:
+        start = max(0, end - length)
+        piece = read_all(fs, fd, end - start, start)
+        place = piece.rfind(marker)
         while place >= 0 and place % BLOCK:
-            place = tail.rfind(marker, 0, place)
+            place = piece.rfind(marker, 0, place)
         if place >= 0:
-            size = manifest_size_of(tail[place : place + BLOCK])
-            if size is None or size > len(tail) - place - BLOCK:
+            offset = start + place + BLOCK
+            size = manifest_size_of(piece[place : place + BLOCK])
+            if size is None or size > min(LARGEST_MANIFEST, total - offset):
                 raise BadArchive(name, ["the manifest's header is damaged"])
-            return start + place + BLOCK, tail[place + BLOCK : place + BLOCK + size]
-        if length == total or length > LARGEST_MANIFEST:
-            raise BadArchive(name, ["it has no manifest: cut short, or not an archive of segue"])
-        length = min(total, length * 8)
+            if size <= len(piece) - place - BLOCK:
+                return offset, piece[place + BLOCK : place + BLOCK + size]
+            return offset, read_all(fs, fd, size, offset)
+        end, length = start, _SEARCH
+    raise BadArchive(name, ["it has no manifest: cut short, or not an archive of segue"])

@@ -16,7 +16,7 @@ from agent.store.archive import Layout
 from agent.store.copying import EMPTY, Pace, each, hash_through
 from agent.store.errors import BadArchive, BadCheckpoint, ReadFailed
 from agent.store.fs import FileSystem, write_all
-from agent.store.manifest import Manifest, read_manifest
+from agent.store.manifest import LARGEST_MANIFEST, Manifest, read_manifest
 from agent.store.names import Commit
 from agent.store.tree import as_name, scan
 
@@ -76,7 +76,12 @@ def plan(fs: FileSystem, root: str, source: Path, epoch: int, metadata: Metadata
         dict(metadata.pace),
         dict(metadata.metrics),
     )
-    return Plan(f"{root}/{names.CHECKPOINTS}", str(source), manifest, manifest.layout(len(manifest.encode())))
+    size = len(manifest.encode())
+    if size > LARGEST_MANIFEST:
+        raise BadCheckpoint(
+            f"{source}: it has {len(entries)} members, more than a manifest can list; pack the many small ones"
+        )
+    return Plan(f"{root}/{names.CHECKPOINTS}", str(source), manifest, manifest.layout(size))
 
 
 def already_there(fs: FileSystem, path: str) -> bool:
@@ -107,9 +112,10 @@ def write_commit(
             inode = fs.stat_open(fd).inode
         finally:
             fs.close(fd)
+        pace.check()
         may_commit()
         make_commit(fs, temporary, job.final, inode)
-    except Exception:
+    except BaseException:
         with suppress(OSError):
             fs.unlink(temporary)
         raise
@@ -154,10 +160,14 @@ def write_archive(fs: FileSystem, fd: int, job: Plan, pace: Pace, workers: int) 
             source = fs.open(path)
         except FileNotFoundError as error:
             raise BadCheckpoint(f"{path}: it vanished while it was published") from error
+        except OSError as error:
+            raise BadCheckpoint(f"{path}: it cannot be read: {error.strerror}") from error
         try:
+            before = fs.stat_open(source)
             done, digests[number] = hash_through(fs, source, 0, size, buffer, pace, fd, offset)
-            if done != size or fs.stat_open(source).size != size:
-                raise BadCheckpoint(f"{path}: its size changed while it was published; was it still being written?")
+            after = fs.stat_open(source)
+            if done != size or (after.size, after.modified) != (size, before.modified):
+                raise BadCheckpoint(f"{path}: it changed while it was published; was it still being written?")
         except ReadFailed as error:
             raise BadCheckpoint(f"{path}: it cannot be read: {error.strerror}") from error
         finally:

@@ -140,7 +140,7 @@ def unpack(fs: FileSystem, commit: Commit, destination: str, token: str, pace: P
     try:
         manifest = check_commit(fs, commit, pace, workers, temporary)
         put_in_place(fs, manifest, temporary, destination)
-    except Exception:
+    except BaseException:
         with suppress(OSError):
             remove_tree(fs, temporary)
         raise

@@ -5,6 +5,7 @@ Nothing here deletes one of the newest two good commits, whatever a caller asks 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,19 +63,24 @@ def _best(good: Good, wanted: str) -> Commit | None:
 
 
 def good_commits(fs: FileSystem, root: str) -> list[tuple[Commit, Manifest]]:
-    """Commits whose manifest is whole and whose size is what it implies, in readers' order."""
+    """Commits whose manifest is whole and whose size is what it implies, in readers' order.
+
+    One that has gone, or that the disk fails to read (EIO), is none of them: neither counted nor deleted.
+    """
     good = []
     for commit in list_commits(fs, root, marks=False):
         try:
             fd = fs.open(str(commit.path))
-        except FileNotFoundError:
+            try:
+                manifest, _ = read_manifest(fs, commit.name, fd)
+            finally:
+                fs.close(fd)
+        except (BadArchive, NewerFormat, FileNotFoundError):
             continue
-        try:
-            manifest, _ = read_manifest(fs, commit.name, fd)
-        except (BadArchive, NewerFormat):
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
             continue
-        finally:
-            fs.close(fd)
         if (manifest.step, manifest.epoch) == (commit.step, commit.epoch):
             good.append((commit, manifest))
     return good
@@ -113,23 +119,30 @@ def prune_commits(
 
 def sweep_leftovers(fs: FileSystem, root: str, epoch: int) -> list[str]:
     """Remove temporary and un-referenced names of epochs up to ``epoch`` and all claims but the newest; return their paths."""
-    removed = []
-    for folder, epoch_of in (
-        (f"{root}/{names.CHECKPOINTS}", names.leftover_epoch),
-        (f"{root}/{names.EPOCHS}", names.claim_leftover_epoch),
-        (root, names.run_leftover_epoch),
-    ):
-        for name in fs.names(folder):
-            made_by = epoch_of(name)
-            if made_by is not None and made_by <= epoch:
-                with suppress(FileNotFoundError):
-                    fs.unlink(f"{folder}/{name}")
-                    removed.append(f"{folder}/{name}")
+    removed = sweep_commits(fs, root, epoch)
+    removed += _sweep(fs, f"{root}/{names.EPOCHS}", names.claim_leftover_epoch, epoch)
+    removed += _sweep(fs, root, names.run_leftover_epoch, epoch)
     for old in epochs_in(fs, root)[:-CLAIMS_KEPT]:
         path = f"{root}/{names.EPOCHS}/{names.claim_name(old)}"
         with suppress(FileNotFoundError):
             fs.unlink(path)
             removed.append(path)
+    return removed
+
+
+def sweep_commits(fs: FileSystem, root: str, epoch: int) -> list[str]:
+    """Of these, the names in ``checkpoints/``: the only ones that are large."""
+    return _sweep(fs, f"{root}/{names.CHECKPOINTS}", names.leftover_epoch, epoch)
+
+
+def _sweep(fs: FileSystem, folder: str, epoch_of: Callable[[str], int | None], epoch: int) -> list[str]:
+    removed = []
+    for name in fs.names(folder):
+        made_by = epoch_of(name)
+        if made_by is not None and made_by <= epoch:
+            with suppress(FileNotFoundError):
+                fs.unlink(f"{folder}/{name}")
+                removed.append(f"{folder}/{name}")
     return removed
 
 

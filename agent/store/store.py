@@ -16,14 +16,14 @@ from agent.store import claims, names
 from agent.store.budget import Budget, Room, require_room, rooms
 from agent.store.claims import Claim, Claimant, ClaimRecord
 from agent.store.copying import Pace, never
-from agent.store.errors import BadArchive, NoRoom, ReadFailed, StoreUnavailable, speaking
+from agent.store.errors import BadArchive, CommitGone, NoRoom, ReadFailed, StoreUnavailable, no_room, speaking
 from agent.store.fs import FileSystem, PosixFileSystem
 from agent.store.listing import best_commit, highest_committed_epoch, list_commits
 from agent.store.manifest import Manifest, read_manifest
 from agent.store.names import Commit
-from agent.store.publish import WORKERS, Metadata, acknowledge, already_there, as_commit, plan, write_commit
+from agent.store.publish import WORKERS, Metadata, Plan, acknowledge, already_there, as_commit, plan, write_commit
 from agent.store.restore import Restored, check_commit, only_this_commit, twice, unpack
-from agent.store.retention import Retention, prune_commits, set_aside_files, sweep_leftovers
+from agent.store.retention import Retention, prune_commits, set_aside_files, sweep_commits, sweep_leftovers
 
 
 def _token() -> str:
@@ -145,12 +145,14 @@ class Store:
                 self.fs.close(fd)
 
     def verify(self, commit: Commit, *, pace: Pace | None = None) -> list[str]:
-        """Read every byte; what is wrong with it, empty when it is good. Raises NewerFormat, StoreUnavailable."""
+        """Read every byte; what is wrong with it, empty when it is good. Raises CommitGone, NewerFormat, StoreUnavailable."""
         with speaking("verifying", str(commit.path)):
             try:
                 twice(lambda: check_commit(self.fs, commit, pace or Pace(), self._workers))
             except BadArchive as error:
                 return error.problems
+            except FileNotFoundError as error:
+                raise CommitGone(commit.name) from error
             except ReadFailed as error:
                 if only_this_commit(error):
                     return [f"it cannot be read: {error.strerror}"]
@@ -280,13 +282,21 @@ class Store:
                 acknowledge(self.fs, job)
                 return as_commit(self.fs, job)
             self._make_room(claim, job.layout.total, retention)
-            pace = Pace(bytes_per_second, cancelled, progress)
             try:
-                write_commit(self.fs, job, self._token(), pace, self._workers, lambda: self._require_own(claim))
-            except FileNotFoundError:
-                self._require_own(claim)  # a newer owner has swept the temporary name
-                raise
+                self._write(claim, job, Pace(bytes_per_second, cancelled, progress))
+            except OSError as error:
+                # A quota that no look shows beforehand: NFS, or one of a whole group.
+                if not (no_room(error) and self._free(claim, retention)):
+                    raise
+                self._write(claim, job, Pace(bytes_per_second, cancelled, progress))
             return as_commit(self.fs, job)
+
+    def _write(self, claim: Claim, job: Plan, pace: Pace) -> None:
+        try:
+            write_commit(self.fs, job, self._token(), pace, self._workers, lambda: self._require_own(claim))
+        except FileNotFoundError:
+            self._require_own(claim)  # a newer owner has swept the temporary name
+            raise
 
     def rooms(self) -> list[Room]:
         """What each bound leaves free, the most trusted first."""
@@ -297,10 +307,16 @@ class Store:
         try:
             require_room(self.rooms(), self._root, needed)
         except NoRoom:
-            if retention is None:
+            if not self._free(claim, retention):
                 raise
-            self.prune(claim, retention)
             require_room(self.rooms(), self._root, needed)
+
+    def _free(self, claim: Claim, retention: Retention | None) -> bool:
+        """Remove what a killed publisher left and what the retention does not keep; whether there was anything."""
+        self._require_own(claim)
+        swept = sweep_commits(self.fs, self._root, claim.epoch)
+        pruned = self.prune(claim, retention) if retention is not None else []
+        return bool(swept or pruned)
 
     def prune(self, claim: Claim | None, retention: Retention, dry_run: bool = False) -> list[Commit]:
         """Remove what the retention does not keep, oldest first; the removed (``dry_run``: to be removed) commits.

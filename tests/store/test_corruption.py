@@ -152,6 +152,8 @@ EVIL = {
     "twice": ([Entry("evil", "file", 0o644), Entry("evil", "file", 0o644)], "twice"),
     "device": ([Entry("evil", "device", 0o644)], "not a file"),
     "manifest's name": ([Entry("segue-manifest.json", "file", 0o644)], "like the manifest"),
+    "long name": ([Entry("n" * 300, "file", 0o644)], "unsafe name"),
+    "long target": ([Entry("a", "link", 0o777, target="b/" * 3000)], "unsafe name"),
     "zero byte": ([Entry("a\0b", "file", 0o644)], "unsafe name"),
 }
 
@@ -200,10 +202,33 @@ def test_a_manifest_of_a_newer_format_is_left_alone(commit: Commit, tmp_path: Pa
     from agent.store.errors import NewerFormat
     from agent.store.manifest import decode
 
-    body = json.dumps({"format": 2})[:-1].encode()
-    raw = body + b',\n"digest": "' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
     with pytest.raises(NewerFormat, match="use a newer segue"):
-        decode("x", raw)
+        decode("x", digested(json.dumps({"format": 2})))
+
+
+def digested(text: str) -> bytes:
+    """A JSON object as a manifest that fits its own digest."""
+    body = text[:-1].encode()
+    return body + b',\n"digest": "' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+
+NONSENSE = {
+    "nothing": "{}",
+    "a list": "[]",
+    "format 0": '{"format": 0}',
+    "deep": '{"format": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "a giant number": '{"format": 1, "step": ' + "9" * 10_000 + "}",
+    "no time": '{"format": 1, "run": "r", "step": 1, "label": "1", "epoch": 1, "recipe": "", "created": NaN, "files": []}',
+    "files as text": '{"format": 1, "run": "r", "step": 1, "label": "1", "epoch": 1, "recipe": "", "created": 1, "files": "abc"}',
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_with_a_fitting_digest_is_a_bad_archive_and_no_traceback(name: str) -> None:
+    from agent.store.manifest import decode
+
+    with pytest.raises(BadArchive):
+        decode("x", digested(NONSENSE[name]))
 
 
 def test_restoring_twice_gives_the_same_and_replaces_what_was_there(commit: Commit, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_file_that_grows_while_it_is_published_is_no_commit(tmp_path: Path) ->
         with grown.open("ab") as file:
             file.write(b"x")
 
-    with pytest.raises(BadCheckpoint, match="its size changed"):
+    with pytest.raises(BadCheckpoint, match="it changed while it was published"):
         store.publish(claim, tmp_path / "source-20", Metadata(20, "20"), progress=grow)
     assert [one.step for one in store.commits()] == [10]
 

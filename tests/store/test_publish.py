@@ -1,0 +1,217 @@
+"""Publishing beside a training: priority, rate, cancel, and what a publisher that was killed leaves in the way of the next."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.store import BadCheckpoint, Budget, Cancelled, Claim, Claimant, Metadata, NoRoom, Retention, Store
+from agent.store.fs import PosixFileSystem
+from tests.store.trees import make_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    (tmp_path / "staging").mkdir()
+    return Store(tmp_path / "staging" / "segue" / "run")
+
+
+def listing(store: Store) -> list[str]:
+    return sorted(path.name for path in (store.root / "checkpoints").iterdir())
+
+
+def publish(store: Store, claim: Claim, place: Path, step: int, **more: object) -> None:
+    source = make_checkpoint(place / f"source-{step}", step)
+    store.publish(claim, source, Metadata(step, str(step)), **more)  # type: ignore[arg-type]
+
+
+def test_priority_is_lowered_for_every_thread_that_copies() -> None:
+    program = """
+import ctypes, os, platform, threading
+from agent.store import lower_priority
+lower_priority()
+number = {"x86_64": 252, "aarch64": 31, "ppc64le": 274}.get(platform.machine())
+def look():
+    level = ctypes.CDLL(None).syscall(number, 1, 0) if number else -1
+    print(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), level >> 13, level & 7)
+look()
+thread = threading.Thread(target=look)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    assert len(lines) == 2 and lines[0] == lines[1]
+    nice, kind, level = lines[0]
+    assert nice >= 10
+    assert (kind, level) == (2, 7) or kind == -1  # best effort, lowest; or a machine that has no ionice
+
+
+def test_a_publish_goes_no_faster_than_its_rate(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10, files=4, size=50_000)
+    began = time.monotonic()
+    store.publish(claim, source, Metadata(10, "10"), bytes_per_second=1_000_000)
+    assert time.monotonic() - began >= 0.19
+    assert store.verify(store.commits()[0]) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_publish_can_be_cancelled_at_every_look(store: Store, tmp_path: Path, workers: int) -> None:
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+    source = make_checkpoint(tmp_path / "next", 20)
+    busy = Store(store.root, workers=workers)
+    before = listing(store)
+    for patience in range(100):
+        looks = iter(range(patience))
+        try:
+            busy.publish(claim, source, Metadata(20, "20"), cancelled=lambda looks=looks: next(looks, None) is None)
+        except Cancelled:
+            assert listing(store) == before
+        else:
+            break
+    assert patience >= 7  # before and after each of three files, and once more before the rename
+    assert [one.step for one in store.commits()] == [20, 10]
+
+
+def test_a_cancel_during_the_sync_still_commits_nothing(store: Store, tmp_path: Path) -> None:
+    asked = []
+
+    class Slow(PosixFileSystem):
+        def sync(self, fd: int) -> None:
+            super().sync(fd)
+            asked.append(True)
+
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10)
+    with pytest.raises(Cancelled):
+        Store(store.root, fs=Slow()).publish(claim, source, Metadata(10, "10"), cancelled=lambda: bool(asked))
+    assert listing(store) == []
+
+
+def test_an_interrupt_leaves_nothing_and_no_thread_that_goes_on_writing(store: Store, tmp_path: Path) -> None:
+    """Ctrl-C in a caller: its descriptor's number may be another file's a moment later."""
+    import threading
+
+    closed: list[int] = []
+    late: list[int] = []
+
+    class Watched(PosixFileSystem):
+        def close(self, fd: int) -> None:
+            closed.append(fd)
+            super().close(fd)
+
+        def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+            late.extend([fd] * (fd in closed))
+            return super().write(fd, data, offset)
+
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10, files=4, size=3 << 20)
+
+    def interrupted(_bytes: int) -> None:
+        import _thread
+
+        _thread.interrupt_main()
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(store.root, fs=Watched()).publish(claim, source, Metadata(10, "10"), progress=interrupted)
+        time.sleep(1)  # where the signal is seen at the latest
+    assert not [one for one in threading.enumerate() if one.name == "segue-copy"]
+    assert late == []
+    assert listing(store) == []
+
+
+def test_what_a_killed_publisher_of_this_attempt_left_makes_room_for_the_next(store: Store, tmp_path: Path) -> None:
+    """A publish that hung is killed by the agent; its reserved room must not starve the next one."""
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+    left = store.root / "checkpoints" / ".000000020.e000001.abc.tmp"
+    left.write_bytes(bytes(60_000))
+    newer = store.root / "checkpoints" / ".000000020.e000002.abc.tmp"
+    newer.write_bytes(b"x")
+    tight = Store(store.root, budget=Budget(bytes=110_000))
+    publish(tight, claim, tmp_path, 20)
+    assert listing(store) == [newer.name, "000000010.e000001.tar", "000000020.e000001.tar"]
+
+
+class SmallDisk(PosixFileSystem):
+    """The real disk, but the commits in one directory must not exceed a number: a quota that no look shows beforehand."""
+
+    def __init__(self, directory: Path, most: int) -> None:
+        self._directory = directory
+        self._most = most
+
+    def reserve(self, fd: int, size: int) -> bool:
+        if len([one for one in self._directory.iterdir() if not one.name.startswith(".")]) >= self._most:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return super().reserve(fd, size)
+
+
+def test_a_quota_that_shows_only_when_it_is_hit_prunes_what_retention_allows(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    for step in (10, 20, 30):
+        publish(store, claim, tmp_path, step)
+    small = Store(store.root, fs=SmallDisk(store.root / "checkpoints", 3))
+    with pytest.raises(NoRoom, match="quota reached"):
+        publish(small, claim, tmp_path, 40)
+    assert [one.step for one in store.commits()] == [30, 20, 10]
+    source = tmp_path / "source-40"
+    assert small.publish(claim, source, Metadata(40, "40"), retention=Retention()).step == 40
+    assert [one.step for one in store.commits()] == [40, 30, 20]
+    smaller = Store(store.root, fs=SmallDisk(store.root / "checkpoints", 2))
+    with pytest.raises(NoRoom, match="quota reached"):
+        publish(smaller, claim, tmp_path, 50, retention=Retention())
+    assert [one.step for one in store.commits()] == [40, 30]
+
+
+def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_no_commit(store: Store, tmp_path: Path) -> None:
+    """A hard link does not protect from a trainer that writes into the same file; half old, half new is no checkpoint."""
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10, files=1, size=3 << 20)
+    weights = source / "10" / "params" / "d" / "0.bin"
+
+    def rewrite(_bytes: int) -> None:
+        with weights.open("r+b") as file:
+            file.write(b"new")
+
+    with pytest.raises(BadCheckpoint, match="changed while it was published"):
+        store.publish(claim, source, Metadata(10, "10"), progress=rewrite)
+    assert listing(store) == []
+
+
+def test_a_source_that_cannot_be_opened_is_not_blamed_on_staging(store: Store, tmp_path: Path) -> None:
+    class Closed(PosixFileSystem):
+        def open(self, path: str) -> int:
+            if path.endswith("0.bin"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return super().open(path)
+
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10)
+    with pytest.raises(BadCheckpoint, match=r"0\.bin: it cannot be read: Permission denied"):
+        Store(store.root, fs=Closed()).publish(claim, source, Metadata(10, "10"))
+
+
+def test_a_run_that_comes_back_after_staging_was_away_takes_the_next_publish(store: Store, tmp_path: Path) -> None:
+    from agent.store import StoreUnavailable
+
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+    (tmp_path / "staging").rename(tmp_path / "away")
+    (tmp_path / "staging").mkdir()
+    with pytest.raises(StoreUnavailable, match="does not exist"):
+        publish(store, claim, tmp_path, 20)
+    assert list((tmp_path / "staging").iterdir()) == []
+    (tmp_path / "staging").rmdir()
+    (tmp_path / "away").rename(tmp_path / "staging")
+    assert store.publish(claim, tmp_path / "source-20", Metadata(20, "20")).step == 20
+    assert [one.step for one in store.commits()] == [20, 10]
