@@ -43,7 +43,7 @@ class Goodput:
     def __init__(self, place: Place) -> None:
         self.seconds = dict.fromkeys(self.CAUSES, 0.0)
         self.seconds["queue_s"] = place.queued_s
-        self.seconds["transfer_s"] = max(0.0, place.began - place.started)
+        self.seconds["transfer_s"] = place.transfer_s
         self._cause = "restore_s"
         self._since = place.began
 

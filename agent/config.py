@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from agent.errors import BadInput
 
 FORMAT = 1
+STORE_NAME = "segue-store"
+"""The store's directory where no staging is mounted: in the job's scratch and in the workflow directory; HTCondor moves it."""
 T = TypeVar("T")
 
 
@@ -121,8 +123,12 @@ class JobConfig:
 
     @property
     def store_root(self) -> Path:
-        """The run's directory in staging."""
-        return Path(self.staging) / "segue" / self.run
+        """The run's directory in staging; without a mounted staging one relative to the job's scratch directory (or the workflow's)."""
+        return Path(STORE_NAME) if self.checkpoint_exit else Path(self.staging) / "segue" / self.run
+
+    def store_seen_from(self, workflow: Path) -> Path:
+        """The run's store on the access point; ``workflow`` is the workflow directory."""
+        return workflow / self.store_root
 
     @property
     def inputs_root(self) -> Path:

@@ -39,4 +39,6 @@ def find_deadline(job: JobConfig, queue_class: str, place: Place) -> Deadline:
         if allowed is not None and allowed > 0:
             limits.append((start + allowed, name))
     at, cause = min(limits)
-    return Deadline(at, at - job.margin_s, cause)
+    # Where HTCondor moves the store when the job ends, that must be over in time too.
+    moving = place.transfer_s if job.checkpoint_exit else 0.0
+    return Deadline(at, at - job.margin_s - moving, cause)

@@ -12,6 +12,7 @@ from agent.ads import Ad, read
 
 _DEFAULT_VACATE_S = 600.0  # HTCondor's own default of MachineMaxVacateTime
 _LAPTOP_VACATE_S = 30.0
+_RESTART_MARK = ".segue/restarted"
 # What HTCondor writes where GPUs are: 10000 hides them from a job that asked for none.
 _NO_GPU = ("", "none", "10000")
 
@@ -31,6 +32,8 @@ class Place:
     in_condor: bool
     credentials: Path | None = None
     chirp: Path | None = None
+    restarted: float | None = None
+    """When the execution before this one ended in this same sandbox (exit 85), None at a first start."""
 
     @property
     def vacate_s(self) -> float:
@@ -48,8 +51,24 @@ class Place:
         return date if date is not None and self.began - 7 * 86400 < date <= self.began else self.began
 
     @property
+    def transfer_s(self) -> float:
+        """How long HTCondor moved files before this execution: its inputs, or the checkpoint of the one before."""
+        return max(0.0, self.began - (self.restarted or self.started))
+
+    def note_restart(self) -> None:
+        """This execution ends now with exit 85; the next one in this sandbox will know. The job ad will not: it is not written again."""
+        path = self.scratch / _RESTART_MARK
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{time.time():.3f}\n", encoding="ascii")
+        except OSError:
+            return
+
+    @property
     def queued_s(self) -> float:
         """How long the job waited before this execution, as far as its ad tells."""
+        if self.restarted is not None:
+            return 0.0
         if self.job_ad.number("JobCurrentStartDate") is None:
             return 0.0
         since = self.job_ad.number("EnteredCurrentStatus")
@@ -97,4 +116,16 @@ def look_around(environment: Mapping[str, str] = os.environ) -> Place:
         in_condor=in_condor,
         credentials=_path(environment, "_CONDOR_CREDS"),
         chirp=_path(environment, "_CONDOR_CHIRP_CONFIG") or (scratch / ".chirp.config" if in_condor else None),
+        restarted=_restarted(scratch),
     )
+
+
+def _restarted(scratch: Path) -> float | None:
+    """The time in the mark that the execution before left, which counts for one start only."""
+    path = scratch / _RESTART_MARK
+    try:
+        found = float(path.read_text(encoding="ascii"))
+        path.unlink()
+    except (OSError, ValueError):
+        return None
+    return found

@@ -21,7 +21,7 @@ from agent.pacing import cautious, from_carried, hopeful, last_step, save_interv
 from agent.processes import kill_below
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe, Start
-from agent.staging import STORE_NAME, Opening, Staging
+from agent.staging import Opening, Staging
 from agent.training import Files, Training
 
 if TYPE_CHECKING:  # what the trainer's start need not wait for is imported after it
@@ -50,6 +50,8 @@ class Segment:
         self.resume: tuple[int, str | None] = (0, None)
         self.training: Training | None = None
         self.trouble: Outcome | None = None
+        self.moving_s = 0.0
+        """How long HTCondor took to store the last checkpoint and to start the job again (exit 85)."""
         self.publisher = Publisher(
             self.loop,
             attempt.own / "snapshots",
@@ -113,6 +115,8 @@ class Segment:
             training.kill()
             self.loop.run_until(lambda: training.over, time.monotonic() + 5.0)
         step = max(attempt.high_water, self.training.step if self.training else 0)
+        if end.exit_code == exit_codes.CHECKPOINT:
+            attempt.place.note_restart()
         self.companions.note(
             "end",
             step=step,
@@ -129,6 +133,8 @@ class Segment:
             until = max(attempt.deadline.at - 1.0, time.time() + min(1.0, attempt.deadline.margin_s / 2))
         if not attempt.leave_now and end.state != "superseded":
             self.companions.last(until)
+        if self.job.checkpoint_exit and attempt.epoch:
+            self.staging.list_kept(attempt.epoch)
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -170,6 +176,8 @@ class Segment:
         attempt.experience = from_carried(self.job.pace, opening.pace)
         if attempt.epoch > attempt.segment + 1 and not self.job.checkpoint_exit:
             attempt.experience = replace(attempt.experience, interruptions=attempt.epoch - attempt.segment - 1)
+        if self.job.checkpoint_exit and attempt.place.restarted:
+            self.moving_s = attempt.place.transfer_s
         if opening.restored is not None:
             attempt.handover.restored = opening.restored
             attempt.handover.commit = opening.restored["commit"]
@@ -326,7 +334,7 @@ class Segment:
         self._resume_locally()
         reach = last_step(attempt.experience, self.resume[0], self.job.steps, time.time(), attempt.deadline.usable)
         if self.job.checkpoint_exit and reach > self.resume[0]:
-            reason = f"step {self.publisher.committed_step} of {self.job.steps} is in {STORE_NAME}/: HTCondor stores it and goes on"
+            reason = f"step {self.publisher.committed_step} of {self.job.steps} is in {self.staging.root.name}/: HTCondor stores it and goes on"
             return End("running", exit_codes.CHECKPOINT, reason)
         gain = (reach - self.resume[0]) * attempt.experience.pace.step_s
         if gain > max(2 * attempt.experience.pace.startup_s, 0.1 * attempt.limit_s):
@@ -338,7 +346,7 @@ class Segment:
         if self.job.save_interval is not None:
             return self.job.save_interval
         pace = self.attempt.experience.pace
-        whole = replace(pace, save_s=pace.save_s + pace.startup_s + pace.restore_s)
+        whole = replace(pace, save_s=pace.save_s + pace.startup_s + pace.restore_s + self.moving_s)
         return save_interval(replace(self.attempt.experience, pace=whole), resume, reach, self.attempt.limit_s)
 
     def _time_used(self, reason: str) -> End:

@@ -21,16 +21,15 @@ if TYPE_CHECKING:
     from agent.store import Claim, Restored, Retention, Store
 
 
-STORE_NAME = "segue-store"
-"""The store's directory in scratch, where no staging is mounted and HTCondor moves it (exit 85)."""
+KEPT_NAME = "kept"
 _MOST_WANDB_BYTES = 1 << 30
 
 
 def store_root(job: JobConfig, place: Place) -> Path:
     """The run's store: in staging, or in scratch where none is mounted."""
-    if not job.checkpoint_exit and job.staging:
+    if not job.checkpoint_exit:
         return job.store_root
-    root = place.scratch / STORE_NAME
+    root = place.scratch / job.store_root
     root.mkdir(exist_ok=True)
     return root
 
@@ -192,6 +191,18 @@ class Staging:
             if found and found != carry_known:
                 take(self.root / "carry", self.place.scratch, carried, epoch)
         return {"carry": found}
+
+    def list_kept(self, epoch: int) -> None:
+        """Without a mounted staging HTCondor adds what comes back to what lies at the access point and removes nothing. So the store says
+        which commits it has; the PRE script of the next segment removes older ones that are not among them.
+        """
+        from agent.keeping import place
+
+        names = sorted(path.name for path in (self.root / "checkpoints").glob("[0-9]*.tar"))
+        try:
+            place(self.root, KEPT_NAME, "".join(f"{line}\n" for line in (f"{epoch:06d}", *names)).encode())
+        except OSError:
+            return
 
     def beat(self, claim: Mapping[str, Any]) -> dict[str, Any]:
         """Show that this attempt lives; Superseded when a newer one owns the run."""

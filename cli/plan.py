@@ -42,15 +42,17 @@ def command(run_toml: Path, as_json: bool) -> None:
                         {"name": g.name, "count": g.machines * g.per_machine, "memory_mb": g.memory_mb}
                         for g in plan.gpus
                     ],
-                    "staging": str(asked.staging),
+                    "staging": None if plan.moving else str(asked.staging),
+                    "checkpoint_exit": vars(plan.moving) if plan.moving else None,
                     "warnings": notes,
                 }
             )
         )
         return
     out = console()
+    share = site.classes[plan.queue_class].share
     out.print(
-        f"{spec.name}: {spec.steps} steps at {site.title}, class {plan.queue_class} ({duration(plan.limit_s)}, {site.classes[plan.queue_class].share})"
+        f"{spec.name}: {spec.steps} steps at {site.title}, class {plan.queue_class} ({duration(plan.limit_s)}, {share})"
     )
     pace = plan.pace
     out.print(
@@ -58,10 +60,19 @@ def command(run_toml: Path, as_json: bool) -> None:
         f"{duration(pace.restore_s)}, save {duration(pace.save_s)}, publish {duration(pace.publish_s)} = {duration(plan.usable_s)} of training"
     )
     out.print(
-        f"  {plan.steps_per_segment} steps of {duration(pace.step_s)} a segment: {plan.needed} segments, and {plan.reserve} in reserve that cost nothing unused"
+        f"  {plan.steps_per_segment} steps of {duration(pace.step_s)} a segment: {plan.needed} segments, "
+        f"and {plan.reserve} in reserve that cost nothing unused"
     )
     out.print(f"  about {duration(plan.training_s)} of machine time, and the queue {plan.needed} times")
-    out.print(f"  checkpoints in {asked.staging / 'segue' / spec.name}")
+    if plan.moving is None:
+        out.print(f"  checkpoints in {asked.staging / 'segue' / spec.name}")
+    else:
+        moving = plan.moving
+        out.print(
+            f"  no staging is mounted: a checkpoint every {moving.steps} steps, for which the job restarts (about {duration(moving.restart_s)} each, "
+            f"{moving.share:.0%} of the slot's time); HTCondor stores it at the access point (SPOOL), so its quota there must hold "
+            f"{spec.retention.keep + 1} checkpoints twice"
+        )
     if plan.gpus:
         out.print("")
         rows = [

@@ -61,10 +61,11 @@ def sync(run: str, keep: bool) -> None:
     from dagman.runs import find_run
     from dagman.wandb_key import key_file
 
-    job = find_run(run).job
+    place = find_run(run)
+    job = place.job
     if job.wandb is None:
         raise BadInput(f"{run}: the run has no [wandb] table, so there is nothing to send")
-    directory = job.store_root / "wandb"
+    directory = place.store / "wandb"
     archives = sorted(directory.glob("*.tar")) if directory.is_dir() else []
     if not archives:
         click.echo("segue: nothing was written offline", err=True)

@@ -381,7 +381,7 @@ def read_history(place: RunPlace) -> History:
     """Everything that this machine can see of the run, read once."""
     directory, job = place.directory, place.job
     dag = f"{job.run}.dag"
-    store = job.store_root
+    store = place.store
     return timeline(
         job.run,
         job.steps,

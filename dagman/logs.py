@@ -41,7 +41,7 @@ def _segment_of(store: Path, epoch: int) -> str:
 
 def list_logs(place: RunPlace) -> list[Log]:
     """Kept attempts by epoch, then the nodes' own output files."""
-    store = place.job.store_root
+    store = place.store
     found = []
     if (store / "logs").is_dir():
         for path in sorted((store / "logs").iterdir()):

@@ -21,6 +21,17 @@ ASSUMED_MEAN_TIME_TO_EVICTION_S = 8 * 3600.0
 
 
 @dataclass(frozen=True)
+class Moving:
+    """What checkpoints cost where jobs mount no staging (exit 85): each one ends the trainer, travels to the access point, and the trainer
+    starts again. ``restart_s`` seconds each, every ``steps`` steps; ``share`` of the slot's time goes there.
+    """
+
+    steps: int
+    restart_s: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """The answer. Times in seconds, sizes in bytes; ``segments`` includes ``reserve``."""
 
@@ -35,6 +46,7 @@ class Plan:
     save_interval: int | None
     queue_s: float
     gpus: tuple[Gpu, ...]
+    moving: Moving | None = None
 
     @property
     def segments(self) -> int:
@@ -45,7 +57,9 @@ class Plan:
     def training_s(self) -> float:
         """Execution time of the needed segments, without queueing."""
         overhead = self.pace.startup_s + self.pace.restore_s + self.pace.save_s + self.pace.publish_s
-        return self.needed * overhead + self._steps * self.pace.step_s
+        restarts = self._steps // self.moving.steps if self.moving is not None else 0
+        moved = restarts * self.moving.restart_s if self.moving is not None else 0.0
+        return self.needed * overhead + self._steps * self.pace.step_s + moved
 
     _steps: int = 0
 
@@ -63,6 +77,14 @@ def pace_of(spec: Spec, site: Site) -> Pace:
 def young_daly_steps(save_s: float, step_s: float, mean_time_to_eviction_s: float) -> int:
     """Steps between saves that lose least: sqrt(2 * cost of a save * mean time to failure) (Young 1974, Daly 2006)."""
     return max(1, round(math.sqrt(2 * max(save_s, 0.01) * mean_time_to_eviction_s) / step_s))
+
+
+def moving_of(spec: Spec, pace: Pace, per_segment: int) -> Moving:
+    """How often to restart for a checkpoint and what that costs, by run.toml's save_interval or Young's and Daly's."""
+    restart = pace.save_s + pace.publish_s + pace.restore_s + pace.startup_s
+    chosen = spec.segments.save_interval or young_daly_steps(restart, pace.step_s, ASSUMED_MEAN_TIME_TO_EVICTION_S)
+    steps = max(1, min(chosen, per_segment, spec.steps))
+    return Moving(steps, restart, restart / (restart + steps * pace.step_s))
 
 
 def make_plan(spec: Spec, site: Site) -> Plan:
@@ -96,6 +118,10 @@ def make_plan(spec: Spec, site: Site) -> Plan:
             f"segments.save_interval: {interval} steps do not fit into one segment of class {name} (about {per_segment} steps): the run "
             f"would redo the same steps for ever; at most {per_segment}, or leave it out and the agent chooses"
         )
+    moving = None
+    if spec.agent.checkpoint_exit:
+        moving = moving_of(spec, pace, per_segment)
+        per_segment = max(moving.steps, math.floor(per_segment * (1 - moving.share)) // moving.steps * moving.steps)
     needed = spec.segments.count or math.ceil(spec.steps / per_segment)
     reserve = (
         spec.segments.reserve if spec.segments.reserve is not None else max(2, math.ceil(RESERVE_FRACTION * needed))
@@ -112,5 +138,5 @@ def make_plan(spec: Spec, site: Site) -> Plan:
         )
     return Plan(
         queue_class=name, limit_s=limit, margin_s=margin, usable_s=usable, pace=pace, steps_per_segment=per_segment, needed=needed,
-        reserve=reserve, save_interval=interval, queue_s=site.defaults.queue_s, gpus=fitting, _steps=spec.steps,
+        reserve=reserve, save_interval=interval, queue_s=site.defaults.queue_s, gpus=fitting, moving=moving, _steps=spec.steps,
     )  # fmt: skip

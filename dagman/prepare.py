@@ -12,13 +12,14 @@ from pathlib import Path
 
 from agent.config import InputArchive
 from agent.errors import BadInput
+from agent.pack import members
 from dagman import submit
 from dagman.code import Checkout
 from dagman.inputs import InputRequest, resolve_inputs
 from dagman.plan import Plan, make_plan
 from dagman.site import Site, load_site
 from dagman.spec import Spec, load_spec, workflow_directory
-from dagman.workflow import Workflow, check_path, fingerprint, generate, job_config, staging_of
+from dagman.workflow import Archive, Workflow, check_path, fingerprint, generate, job_config, staging_of
 
 # Where recipes look for the dataset unless run.toml says otherwise, relative to the scratch directory; {name}: of the dataset.
 DATASET_TARGETS = {
@@ -105,7 +106,17 @@ def _travelling(entry: InputArchive, asked: Asked) -> InputArchive:
         url = asked.site.transfer_url(asked.staging / "segue" / "_inputs" / entry.archive, entry.bytes)
     except BadInput as error:
         raise BadInput(f"{asked.run_toml}: data: {error}") from None
-    return replace(entry, travels=url)
+    # Where jobs see no staging and the site brings nothing from it, inputs travel from the workflow directory.
+    return replace(entry, travels=url or ("plain" if asked.spec.agent.checkpoint_exit else ""))
+
+
+def _packed(entry: InputArchive, original: InputArchive) -> Archive:
+    """A plain input as an archive to be made in the workflow directory; BadInput when its source is not here."""
+    if not original.source:
+        raise BadInput(
+            f"data: {entry.name} is not on this machine; with agent.checkpoint_exit inputs travel with each job from here: bring it here first"
+        )
+    return Archive(entry.archive, members(Path(original.source)), entry.sha256)
 
 
 def code_archive(asked: Asked) -> tuple[InputArchive | None, Checkout | None]:
@@ -125,7 +136,10 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
     directory = to.expanduser().absolute() if to is not None else workflow_directory(spec, asked.run_toml)
     check_path(directory, "the workflow directory")
     inputs = resolve_inputs(requests(spec, asked.run_toml), record_path(asked.run_toml))
-    inputs = [_travelling(entry, asked) for entry in inputs]
+    originals, inputs = inputs, [_travelling(entry, asked) for entry in inputs]
+    packed = [
+        _packed(entry, original) for entry, original in zip(inputs, originals, strict=True) if entry.travels == "plain"
+    ]
     code, checkout = code_archive(asked)
     check_staging(asked)
     check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
@@ -137,10 +151,11 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
         if key is not None:
             check_path(key, "the path of the W&B key")
     job = job_config(spec, site, asked.plan, asked.staging, inputs, code, accept_change, key.name if key else None)
-    urls = tuple(entry.travels for entry in inputs if entry.travels)
+    urls = tuple(entry.archive if entry.travels == "plain" else entry.travels for entry in inputs if entry.travels)
     places = submit.Places(directory, search_path(site), key, urls, code.archive if code and code.travels else "")
     text = asked.run_toml.read_text(encoding="utf-8")
-    return generate(spec, site, asked.plan, directory, job, text, places, checkout)
+    workflow = generate(spec, site, asked.plan, directory, job, text, places, checkout)
+    return replace(workflow, archives=[*workflow.archives, *packed])
 
 
 def check_staging(asked: Asked) -> None:

@@ -16,6 +16,11 @@ class RunPlace:
     directory: Path
     job: JobConfig
 
+    @property
+    def store(self) -> Path:
+        """The run's store: in staging, or in the workflow directory where jobs mount none."""
+        return self.job.store_seen_from(self.directory)
+
 
 def find_run(text: str) -> RunPlace:
     """Find a run by its run.toml, its workflow directory or its job.json; BadInput says what is missing."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 PRE_SKIP_EXIT = 80
 
 PRE_SEGMENT = r"""#!/bin/sh
-# PRE script of a segment: pre_segment SEGMENT STEPS
+# PRE script of a segment: pre_segment SEGMENT STEPS RETRY
 # Exit 80 (PRE_SKIP): a handover says that the run is complete, so this segment must not ask for a machine.
 # Exit 0: run it. It also tells the retry of a failed segment which machine to avoid.
 cd "$(dirname "$0")/.." || exit 0
 segment=$1
 steps=$2
+retry=${3:-0}
 for file in handovers/segment-*.json; do
     test -f "$file" || continue
     grep -q '^ "state": "complete"' "$file" || continue
@@ -25,12 +26,32 @@ for file in handovers/segment-*.json; do
 done
 rm -f "avoid/segment-$segment.sub"
 last="handovers/segment-$segment.json"
+machine=
 if test -f "$last" && grep -q '^ "state": "temporary"' "$last"; then
     machine=$(sed -n 's/^ "machine": "\([A-Za-z0-9._-]*\)".*/\1/p' "$last" | head -n 1)
-    if test -n "$machine"; then
-        mkdir -p avoid
-        printf 'requirements = $(requirements:true) && (TARGET.Machine != "%s")\n' "$machine" > "avoid/segment-$segment.sub"
-    fi
+elif test "$retry" -gt 0 && test -f events.log; then
+    # The agent was killed and left no handover: the event log knows where the node's last job ran.
+    machine=$(awk -v node="segment_$segment" '
+        /^[0-9][0-9][0-9] \(/ { event = $1; split($2, id, "[(.]"); job = id[2] }
+        event == "000" && $1 == "DAG" && $2 == "Node:" { mine[job] = ($3 == node) }
+        event == "001" && $1 == "SlotName:" && mine[job] { sub(/^[^@]*@/, "", $2); found = $2 }
+        END { print found }' events.log | sed -n 's/^\([A-Za-z0-9._-]*\)$/\1/p')
+fi
+if test -n "$machine"; then
+    mkdir -p avoid
+    printf 'requirements = $(requirements:true) && (TARGET.Machine != "%s")\n' "$machine" > "avoid/segment-$segment.sub"
+fi
+# Without a mounted staging the store lies here, and HTCondor only adds to it. What its last user removed is removed here too;
+# commits of later attempts, which left no list, stay.
+if test -f segue-store/kept; then
+    epoch=$(head -n 1 segue-store/kept)
+    for file in segue-store/checkpoints/[0-9]*.tar; do
+        name=${file##*/}
+        of=${name##*.e}
+        if test "${of%.tar}" -le "$epoch" && ! grep -qxF "$name" segue-store/kept; then
+            rm -f "$file"
+        fi
+    done
 fi
 exit 0
 """

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.config import STORE_NAME
 from agent.exit_codes import CHECKPOINT
 from dagman.site import Site
 from dagman.spec import Spec
@@ -122,6 +123,9 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
     ask, default = spec.resources, site.resources
     gpus = default.gpus if ask.gpus is None else ask.gpus
     inputs = ["job.json", "jobs.pyz", "placeholder/handover.json", *_brought(places)]
+    moved = spec.agent.checkpoint_exit
+    if moved:
+        inputs.append(STORE_NAME)
     if places.wandb_key is not None:
         inputs.append(str(places.wandb_key))
     lines = [
@@ -142,24 +146,30 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
             ", ".join(inputs),
             "the W&B key travels as a file of mode 0600; only its path is in the job ad",
         )
-    outputs = ["handover.json"]
+    outputs = ["handover.json", *([STORE_NAME] if moved else ())]
     lines += [
         Line(
             "when_to_transfer_output",
             "ON_EXIT",
-            "checkpoints go to staging while training runs; an eviction has nothing to transfer",
+            "an eviction goes on from the last checkpoint that HTCondor stored"
+            if moved
+            else "checkpoints go to staging while training runs; an eviction has nothing to transfer",
         ),
         Line("transfer_output_files", ", ".join(outputs)),
         Line("transfer_output_remaps", '"handover.json = handovers/segment-$(segment).json"'),
     ]
-    if spec.agent.checkpoint_exit:
+    if moved:
         lines += [
             Line(
                 "checkpoint_exit_code",
                 str(CHECKPOINT),
                 "no staging is mounted: HTCondor moves the checkpoints, and restarts the job with them",
             ),
-            Line("transfer_checkpoint_files", "segue-store, handover.json"),
+            Line(
+                "transfer_checkpoint_files",
+                f"{STORE_NAME}, handover.json",
+                "into the access point's SPOOL: no checkpoint_destination, because a plain path there is ignored",
+            ),
         ]
     lines += [
         Line(
@@ -193,24 +203,27 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
         lines.append(Line(key.strip(), value.strip(), site.submit.resumable_why))
     if spec.wandb is not None and spec.wandb.oauth:
         lines.append(Line("use_oauth_services", "wandb", "the W&B key lies in the access point's credential store"))
-    lines += _requirements(site, spec, ask.requirements, staging=not spec.agent.checkpoint_exit)
+    lines += _requirements(site, spec, ask.requirements, staging=not moved)
     if site.avoid_failed_machine:
-        lines += _avoid(places, lines)
+        lines += _avoid(places)
     lines += _log(places, "segment-$(segment)")
+    where = f"the newest commit in {STORE_NAME}/" if moved else "the newest commit in staging"
     return Description(
-        f"One segment of run {spec.name}: resume from the newest commit in staging, train, hand over before the limit.",
+        f"One segment of run {spec.name}: resume from {where}, train, hand over before the limit.",
         lines,
     )
 
 
-def _avoid(places: Places, lines: Sequence[Line]) -> list[Line]:
+def _avoid(places: Places) -> list[Line]:
     path = places.directory / "avoid" / "segment-$(segment).sub"
     return [
+        Line("job_machine_attrs", "Machine", "the job ad and the history keep the machines of all attempts"),
+        Line("job_machine_attrs_history_length", "5"),
         Line(
             f"include ifexist : {path}",
             "",
             "a retry avoids the machine that failed: the PRE script writes this file from the last handover",
-        )
+        ),
     ]
 
 
@@ -222,6 +235,13 @@ def helper(spec: Spec, site: Site, places: Places, node: str) -> Description:
         "norm_stats": "computes the normalisation statistics once, before the first segment",
     }[node]
     inputs = ["job.json", *(_brought(places) if node == "norm_stats" else ())]
+    back = [Line("transfer_output_files", '""', "results go to staging; nothing comes back")]
+    if spec.agent.checkpoint_exit and node == "consolidate":
+        inputs.append(STORE_NAME)
+        back = [
+            Line("transfer_output_files", f"{STORE_NAME}/final", "no staging is mounted: the result comes back here"),
+            Line("preserve_relative_paths", "true"),
+        ]
     lines = [
         *_container(spec),
         Line("executable", str(places.directory / "jobs.pyz")),
@@ -231,11 +251,11 @@ def helper(spec: Spec, site: Site, places: Places, node: str) -> Description:
         Line("should_transfer_files", "YES"),
         Line("transfer_input_files", ", ".join(inputs)),
         Line("when_to_transfer_output", "ON_EXIT"),
-        Line("transfer_output_files", '""', "results go to staging; nothing comes back"),
+        *back,
         Line("request_cpus", str(site.resources.helper_cpus)),
         Line("request_memory", f"{site.resources.helper_memory_mb}MB"),
         Line("request_disk", f"{site.resources.helper_disk_mb}MB"),
-        *_requirements(site, spec),
+        *_requirements(site, spec, staging=not (spec.agent.checkpoint_exit and node != "stage")),
         *_log(places, node),
     ]
     return Description(f"Node {node} of run {spec.name}: {why}.", lines)
