@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] in (["-h"], ["--help"]):
         print(usage)
         return exit_codes.OK
+    words[:1] = [word.replace("_", "-") for word in words[:1]]  # a node of the DAG has no hyphen in its name
     if not words or words[0] not in PROGRAMS:
         print(usage, file=sys.stderr)
         return exit_codes.PERMANENT

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.config import JobConfig
 from agent.errors import BadInput
+from agent.norm_stats import ASSETS
 from agent.recipes import environment as around
 from agent.recipes.base import Finished, Progress, Recipe, Start
 
@@ -28,6 +29,8 @@ OPTIONS = (
     "seed",
     "tokenizer",
     "norm_stats",
+    "norm_stats_frames",
+    "asset_id",
 )
 TOKENIZER = "big_vision/paligemma_tokenizer.model"
 IMAGE_PYTHON = Path("/.venv/bin/python")
@@ -90,8 +93,9 @@ class OpenPIBase(Recipe):
 
     def assets(self, start: Start) -> Path:
         """Where `<config>/<asset id>/norm_stats.json` are looked for: those staged or computed for this run, else the checkout's."""
-        own, shipped = start.scratch / "assets", self.working_directory(start) / "assets"
-        return shipped if not own.is_dir() and shipped.is_dir() else own
+        own, shipped = start.scratch / ASSETS, self.working_directory(start) / ASSETS
+        config = self.config(start.job)
+        return shipped if not (own / config).is_dir() and (shipped / config).is_dir() else own
 
     # --- start ----------------------------------------------------------------------------------------------------
 
@@ -138,6 +142,7 @@ class OpenPIBase(Recipe):
     def prepare(self, start: Start) -> None:
         """Checks first, then cleaning."""
         self.check(start)
+        self._norm_stats_are_there(start)
         root = self.checkpoint_root(start)
         root.mkdir(parents=True, exist_ok=True)
         self.clean(start, root)
@@ -160,6 +165,18 @@ class OpenPIBase(Recipe):
         for dataset in around.datasets(start):
             around.check_dataset(dataset)
         self._place_tokenizer(start)
+
+    def norm_stats_script(self, start: Start) -> Path:
+        """OpenPI's program that computes normalisation statistics."""
+        return self.working_directory(start) / "scripts/compute_norm_stats.py"
+
+    def _norm_stats_are_there(self, start: Start) -> None:
+        config = self.assets(start) / self.config(start.job)
+        if start.job.options.get("norm_stats") and next(config.rglob("norm_stats.json"), None) is None:
+            raise BadInput(
+                f"{config}: no norm_stats.json below it, and options.norm_stats is set: node norm_stats should have computed them; "
+                "look at logs/norm_stats.err in the workflow directory"
+            )
 
     def _place_tokenizer(self, start: Start) -> None:
         """PaliGemma's tokenizer cannot be downloaded any more: it comes with the run, or from the image."""

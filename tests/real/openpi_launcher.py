@@ -1,9 +1,10 @@
-"""Starts an unmodified trainer of OpenPI with a small vision tower, and writes down what it saves, restores and is fed.
+"""Runs an unmodified program of OpenPI with a small model, and writes down what it saves, restores and is fed.
 
-    python openpi_launcher.py <debug config> <arguments>
+    python openpi_launcher.py .../scripts/train.py <its arguments>
 
-SEGUE_REAL_OPENPI: the checkout. SEGUE_REAL_TRAINER: the script in it. SEGUE_REAL_DIARY: a file that gets one JSON line for each event.
-Patched, in memory only: the width and depth of the vision tower; save, restore and the batches are looked at as they pass.
+SEGUE_REAL_DIARY: a file that gets one JSON line for each event. SEGUE_REAL_STEP_S: the least time of a step in seconds, so that a chain's
+plan holds on any machine. Patched, in memory only: the vision tower's size, a vocabulary of 2048 words, and a config `lab` as a user would
+add one; saves, restores and batches are looked at as they pass.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import json
 import os
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-OPENPI = Path(os.environ["SEGUE_REAL_OPENPI"])
-TRAINER = os.environ.get("SEGUE_REAL_TRAINER", "scripts/train.py")
-TOWER = {"width": 32, "depth": 1, "mlp_dim": 64, "num_heads": 2, "patch_size": (14, 14)}
+SCRIPT = Path(sys.argv[1])
+STEP_S = float(os.environ.get("SEGUE_REAL_STEP_S", "0"))
+PATCH = 56
+TOWER = {"width": 32, "depth": 1, "mlp_dim": 64, "num_heads": 2, "patch_size": (PATCH, PATCH)}
+WORDS = 2048
+CONFIG, DATASET = "lab", "local/lab"
 
 
 def note(event: str, **facts: Any) -> None:
@@ -52,11 +57,31 @@ def hashes(state: Any) -> dict[str, str]:
     }
 
 
-def small_tower() -> None:
-    """The `debug` config has a full-size vision tower of 400M parameters: far too slow on a CPU."""
-    import openpi.models.siglip as siglip
+def small_model() -> None:
+    """The dummy variant has a full-size vision tower of 400M parameters and 257,152 words: far too slow on a CPU."""
+    from openpi.models import gemma, siglip
 
     siglip.decode_variant = lambda variant: dict(TOWER)  # type: ignore[assignment]
+    gemma.PALIGEMMA_VOCAB_SIZE = WORDS
+
+
+def config_of_a_lab() -> None:
+    """A training config for a dataset of one's own, which every user adds to the checkout."""
+    from openpi.models import pi0_config
+    from openpi.training import config
+
+    config._CONFIGS_DICT[CONFIG] = config.TrainConfig(
+        name=CONFIG,
+        model=pi0_config.Pi0Config(paligemma_variant="dummy", action_expert_variant="dummy", action_horizon=4),
+        data=config.LeRobotLiberoDataConfig(
+            repo_id=DATASET, base_config=config.DataConfig(prompt_from_task=True), extra_delta_transform=False
+        ),
+        batch_size=2,
+        num_workers=0,
+        overwrite=True,
+        log_interval=1,
+        pytorch_training_precision="float32",
+    )
 
 
 def watch_checkpoints() -> None:
@@ -94,6 +119,7 @@ def watch_batches() -> None:
             for number, batch in enumerate(self._loader):
                 if number < 3:
                     note("batch", number=number, hash=digest(batch[1]))
+                time.sleep(STEP_S)
                 yield batch
 
     data_loader.create_data_loader = lambda *args, **kwargs: Watched(create(*args, **kwargs))
@@ -111,10 +137,11 @@ def small_torch_model() -> None:
 
             def make(**settings: Any) -> Any:
                 if name == "gemma":
-                    return kind(**{**settings, "vocab_size": 2048})
+                    return kind(**{**settings, "vocab_size": WORDS})
                 config = kind(**settings)
                 vision = config.vision_config
                 vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads = 32, 1, 2
+                vision.patch_size = PATCH
                 return config
 
             return make
@@ -125,7 +152,7 @@ def small_torch_model() -> None:
     def narrow(config: Any) -> Any:
         config.vision_config.intermediate_size = 64
         config.vision_config.projection_dim = config.text_config.hidden_size
-        config.text_config.vocab_size = config._vocab_size = config.image_token_index = 2048
+        config.text_config.vocab_size = config._vocab_size = config.image_token_index = WORDS
         return whole(config=config)
 
     gemma_pytorch.PaliGemmaForConditionalGeneration = narrow
@@ -172,18 +199,33 @@ def watch_torch() -> None:
     torch.save, torch.optim.AdamW.load_state_dict = saving_optimizer, loading_optimizer
 
 
+def on_loopback() -> None:
+    """serve_policy.py listens on every interface; a test must not."""
+    from openpi.serving import websocket_policy_server as server
+
+    begin = server.WebsocketPolicyServer.__init__
+
+    def beginning(self: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **{**kwargs, "host": "127.0.0.1"})
+
+    server.WebsocketPolicyServer.__init__ = beginning
+
+
 def main() -> None:
-    small_tower()
-    watch_batches()
-    if "pytorch" in TRAINER:
+    small_model()
+    config_of_a_lab()
+    if SCRIPT.name == "train.py":
+        watch_batches()
+        watch_checkpoints()
+    elif SCRIPT.name == "train_pytorch.py":
+        watch_batches()
         small_torch_model()
         watch_torch()
-    else:
-        watch_checkpoints()
-    note("start", arguments=sys.argv[1:])
-    script = OPENPI / TRAINER
-    sys.argv = [str(script), *sys.argv[1:]]
-    runpy.run_path(str(script), run_name="__main__")
+    elif SCRIPT.name == "serve_policy.py":
+        on_loopback()
+    note("start", script=SCRIPT.name, arguments=sys.argv[2:])
+    sys.argv = sys.argv[1:]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 if __name__ == "__main__":

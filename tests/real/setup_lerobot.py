@@ -32,6 +32,7 @@ NEEDED = [
     "gymnasium",
     "wandb",
     "pyserial",
+    "imageio[ffmpeg]",
     "pytest",
 ]
 LEROBOT = "lerobot==0.3.3"

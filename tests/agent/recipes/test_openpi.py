@@ -206,9 +206,9 @@ def test_missing_checkout_is_named(scratch: Path) -> None:
 
 
 def test_norm_stats_of_the_run_go_before_those_of_the_checkout(scratch: Path) -> None:
-    (scratch / "code/assets").mkdir()
+    (scratch / "code/assets/pi0_lab").mkdir(parents=True)
     assert value(OpenPI().command(start(scratch)), "--assets-base-dir") == str(scratch / "code/assets")
-    (scratch / "assets").mkdir()
+    (scratch / "assets/pi0_lab").mkdir(parents=True)
     assert value(OpenPI().command(start(scratch)), "--assets-base-dir") == str(scratch / "assets")
 
 
