@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.errors import SegueError
 from agent.pack import DigestMismatch, Packed, digest_of
 from agent.store import names
-from agent.store.budget import Room, ceph_room, usage
+from agent.store.budget import Room, ceph_rooms, usage
 from agent.store.fs import PosixFileSystem
 from dagman.shipping import rsync, survey
 from dagman.shipping.ssh import Connection
@@ -137,7 +137,7 @@ class Here(Place):
                 "",
                 archives,
                 partial,
-                ceph_room(fs, self.staging),
+                tuple(ceph_rooms(fs, self.staging)),
                 usage(fs, self.staging),
                 usage(fs, f"{self.staging}/segue/{run}"),
                 Room("the file system", space.bytes, space.items),

@@ -25,14 +25,14 @@ def partial_name(archive: str) -> str:
 class Survey:
     """``problem``: why staging cannot be used (missing, no-directory, not-writable), else empty. Sizes are bytes.
 
-    ``archives`` and ``partial`` are those of ``_inputs``, by the archive's name; ``quota``: what CephFS or ``get_quotas`` says;
+    ``archives`` and ``partial`` are those of ``_inputs``, by the archive's name; ``quotas``: what CephFS or ``get_quotas`` says;
     ``used``: all of staging, None where a quota made counting needless; ``run``: the run's own directory; ``free``: the file system.
     """
 
     problem: str = ""
     archives: Mapping[str, int] = field(default_factory=dict)
     partial: Mapping[str, int] = field(default_factory=dict)
-    quota: Room | None = None
+    quotas: tuple[Room, ...] = ()
     used: Usage | None = None
     run: Usage = _NOTHING
     free: Room | None = None
@@ -51,7 +51,6 @@ for tool in rsync sha256sum get_quotas getfattr; do command -v "$tool" >/dev/nul
 if [ -d "$inputs" ]; then
     find "$inputs" -maxdepth 1 -type f -printf 'file %s %f\\n' 2>/dev/null
 fi
-quota=no
 if command -v getfattr >/dev/null 2>&1; then
     above=$staging
     while [ -n "$above" ] && [ "$above" != / ] && [ "$above" != . ]; do
@@ -66,7 +65,7 @@ if command -v get_quotas >/dev/null 2>&1; then
 fi
 [ -d "$staging/segue/$run" ] && count "$staging/segue/$run" run
 count "$staging" used
-df -Pk "$staging" 2>/dev/null | awk 'END {{ printf "free %.0f\\n", $4 * 1024 }}'
+df -Pk "$staging" 2>/dev/null | awk 'END {{ if (NR > 1) printf "free %.0f\\n", $4 * 1024 }}'
 """
 
 
@@ -109,7 +108,8 @@ def read(lines: Iterable[str], staging: str) -> Survey:
         problem,
         archives,
         partial,
-        ceph_quota(ceph) or quotas_room("\n".join(quotas), staging),
+        tuple(ceph_quotas(ceph))
+        or tuple(room for room in [quotas_room("\n".join(quotas), staging)] if room is not None),
         usages.get("used"),
         usages.get("run", _NOTHING),
         free,
@@ -128,18 +128,21 @@ def sorted_names(files: Mapping[str, int]) -> tuple[dict[str, int], dict[str, in
     return archives, partial
 
 
-def ceph_quota(found: Mapping[str, Mapping[str, int]]) -> Room | None:
-    """The quota of the nearest directory that has one, as agent.store.budget has it; ``found``: attributes by directory."""
+def ceph_quotas(found: Mapping[str, Mapping[str, int]]) -> list[Room]:
+    """As agent.store.budget has them, the nearest directory's first; ``found``: attributes by directory."""
+    rooms = []
     for above in sorted(found, key=len, reverse=True):
         told = found[above]
         most_bytes, most_items = told.get("quota.max_bytes", 0), told.get("quota.max_files", 0)
         if most_bytes or most_items:
-            return Room(
-                f"the quota of {above}",
-                most_bytes - told.get("dir.rbytes", 0) if most_bytes else None,
-                most_items - told.get("dir.rentries", 0) if most_items else None,
+            rooms.append(
+                Room(
+                    f"the quota of {above}",
+                    most_bytes - told.get("dir.rbytes", 0) if most_bytes else None,
+                    most_items - told.get("dir.rentries", 0) if most_items else None,
+                )
             )
-    return None
+    return rooms
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,8 @@ class Limits:
 
 def rooms(survey: Survey, limits: Limits, inputs: Usage) -> list[Room]:
     """All bounds that count. ``inputs``: what the run's own inputs occupy in staging now."""
-    found = []
-    if survey.quota is not None:
-        found.append(survey.quota)
-    elif survey.used is not None and (limits.site_bytes or limits.site_items):
+    found = list(survey.quotas)
+    if not found and survey.used is not None and (limits.site_bytes or limits.site_items):
         found.append(_left("the site's default quota", limits.site_bytes, limits.site_items, survey.used))
     if limits.run_bytes is not None or limits.run_items is not None:
         own = Usage(survey.run.bytes + inputs.bytes, survey.run.items + inputs.items)
