@@ -34,7 +34,7 @@ def command(
     What is there is verified and not sent again; a broken upload goes on where it broke.
     """
     from cli.meter import meter
-    from cli.output import console, duration, size, table
+    from cli.output import duration, size
     from dagman.shipping.stage import here_is_access_point, stage
     from dagman.shipping.where import destination
 
@@ -74,18 +74,11 @@ def command(
             )
         )
         return
-    lines = [
-        [
-            one.name,
-            size(one.bytes),
-            one.action + (f", from byte {one.from_bytes} on" if one.from_bytes else ""),
-            one.verified or "-",
-            duration(one.seconds),
-            one.archive,
-        ]
-        for one in report.inputs
-    ]
-    console().print(table(["input", "size", "what", "verified by", "took", "archive"], lines))
+    for one in report.inputs:
+        resumed = f", {size(one.from_bytes)} of it arrived before" if one.from_bytes else ""
+        took = f" in {duration(one.seconds)}" if one.seconds >= 0.1 else ""
+        verified = f"; verified by {one.verified}" if one.verified else ""
+        click.echo(f"{one.name}: {one.action}: {one.archive} ({size(one.bytes)}{resumed}{took}){verified}")
     for one in report.inputs:
         if one.note:
             click.echo(f"{one.name}: {one.note}", err=True)

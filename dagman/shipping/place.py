@@ -78,6 +78,10 @@ class Place(ABC):
         """Final archives and commits of a run. Raises as ``survey``."""
 
     @abstractmethod
+    def tail(self, archive: RunArchive, count: int) -> bytes:
+        """Its last bytes."""
+
+    @abstractmethod
     def bring(self, archive: RunArchive, work: Path, progress: Progress | None = None) -> Path:
         """A local, complete file of it: below ``work``, or where it lies. What is in ``work`` already is not sent again."""
 
@@ -167,6 +171,15 @@ class Here(Place):
                 except OSError as error:
                     raise SegueError(f"{root / folder}: cannot be read: {error.strerror}") from error
         return parse_archives(found, run)
+
+    def tail(self, archive: RunArchive, count: int) -> bytes:
+        path = Path(self.staging) / archive.path
+        try:
+            with path.open("rb") as file:
+                file.seek(-min(count, archive.bytes), os.SEEK_END)
+                return file.read()
+        except OSError as error:
+            raise SegueError(f"{path}: cannot be read: {error.strerror}") from error
 
     def bring(self, archive: RunArchive, work: Path, progress: Progress | None = None) -> Path:
         return Path(self.staging) / archive.path
@@ -270,6 +283,10 @@ done
             return Listing(lines[0].partition(" ")[2])
         split = [line.split(" ", 1) for line in lines]
         return parse_archives([(words[1], int(words[0])) for words in split if words[0].isdigit()], run)
+
+    def tail(self, archive: RunArchive, count: int) -> bytes:
+        path = shlex.quote(f"{self.staging}/{archive.path}")
+        return bytes.fromhex("".join(self._link.run(f"tail -c {count} <{path} | od -An -v -tx1")))
 
     def bring(self, archive: RunArchive, work: Path, progress: Progress | None = None) -> Path:
         target = work / archive.name

@@ -34,6 +34,7 @@ Unpack = Callable[[Path, Path], Manifest]
 FINAL = "final"
 NEWEST = "newest"
 _WORK = ".segue-pull"
+_DIGEST_BYTES = 80  # of a manifest's end: its own SHA-256 and what stands around it
 _MARK = re.compile(r"\.(.+)\.segue-manifest\.json")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -117,7 +118,7 @@ def pull(where: Destination, unpack: Unpack, *, to: Path, step: str = FINAL, wat
                 f"{place.name}/segue: has no run {where.spec.name!r}: it has not begun, or `name`, `user` or `staging` in {where.run_toml} differ"
             )
         archive = choose(listing, step, where.spec.name, where.spec.steps)
-        there, note = _recognised(parent, where.spec.name, archive, watch)
+        there, note = _recognised(place, parent, where.spec.name, archive, watch)
         if there is not None:
             return there
         with _working_directory(to.expanduser().absolute()) as work:
@@ -141,13 +142,13 @@ def read_mark(target: Path) -> Manifest | None:
         return None
 
 
-def _recognised(parent: Path, run: str, archive: RunArchive, watch: Watch) -> tuple[Pulled | None, str]:
+def _recognised(place: Place, parent: Path, run: str, archive: RunArchive, watch: Watch) -> tuple[Pulled | None, str]:
     """The same archive, pulled before and still whole; else what is wrong with it."""
     for path in sorted(parent.glob(".*.segue-manifest.json")) if parent.is_dir() else []:
         match = _MARK.fullmatch(path.name)
         target = parent / match[1] if match else path
         manifest = read_mark(target)
-        if manifest is None or not target.is_dir() or not _same(manifest, run, archive):
+        if manifest is None or not target.is_dir() or not _same(place, manifest, run, archive):
             continue
         wrong = _wrong(target, manifest, watch)
         if not wrong:
@@ -157,10 +158,14 @@ def _recognised(parent: Path, run: str, archive: RunArchive, watch: Watch) -> tu
     return None, ""
 
 
-def _same(manifest: Manifest, run: str, archive: RunArchive) -> bool:
-    total = manifest.layout(len(manifest.encode())).total
-    of_epoch = archive.final or manifest.epoch == archive.epoch
-    return (manifest.run, manifest.step, total) == (run, archive.step, archive.bytes) and of_epoch
+def _same(place: Place, manifest: Manifest, run: str, archive: RunArchive) -> bool:
+    """Whether the archive in staging is the one of this manifest: its last bytes hold the manifest's digest, which holds all others."""
+    raw = manifest.encode()
+    layout = manifest.layout(len(raw))
+    if (manifest.run, manifest.step, layout.total) != (run, archive.step, archive.bytes):
+        return False
+    end = raw[-_DIGEST_BYTES:] + bytes(layout.total - layout.manifest_offset - len(raw))
+    return place.tail(archive, len(end)) == end
 
 
 def _wrong(target: Path, manifest: Manifest, watch: Watch) -> str:
@@ -261,7 +266,8 @@ def _fetch(
         )
     target = parent / directory_name(where, manifest)
     try:
-        note = _put_in_place(unpacked, manifest, target) or note
+        replaced = _put_in_place(unpacked, manifest, target)
+        note = note or replaced
     finally:
         _remove(unpacked)
     if place.sends():

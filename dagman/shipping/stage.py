@@ -314,7 +314,7 @@ def _bring(place: Place, step: _Step, survey: Survey, directory: Path, watch: Wa
     )
     found = Recorded(path.name, packed.sha256, packed.bytes, str(source.path), source.state, "", source.about)
     if place.packs_into is not None:
-        return _staged(source, found, "packed", "its digest is its name", step.note), found
+        return _staged(source, found, "packed", "the digest of what was written", step.note), found
     try:
         if _is_there(place, survey, path.name, packed):
             return _staged(source, found, "there", "size and SHA-256 there", step.note), found

@@ -56,9 +56,9 @@ class Run:
             "staging": f'"{self.staging}"',
             "transfer_host": f'"{HOST}"',
         }
-        tables = {"trainer": 'recipe = "reference"', "data": 'dataset = "data"'}
+        tables: dict[str, str] = {"trainer": 'recipe = "reference"', "data": 'dataset = "data"'}
         for key, value in lines.items():
-            (tables if "=" in value else top)[key] = value
+            (tables if key in tables or "=" in value else top)[key] = value
         text = [f"{key} = {value}" for key, value in top.items() if value]
         text += [f"[{name}]\n{body}" for name, body in tables.items() if body]
         self.toml.write_text("\n".join(text) + "\n")

@@ -47,7 +47,8 @@ _TOOLS = [
     "sync",
     "dirname",
     "sha256sum",
-    "sleep",
+    "tail",
+    "od",
 ]
 
 
