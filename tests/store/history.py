@@ -276,6 +276,9 @@ class Attempt:
             self._enter("sweep")
             self.store.sweep(claim)
         step = self._restore()
+        if self._rng.random() < 0.15:  # consolidation prunes after its claim, a person whenever she likes
+            self._enter("prune")
+            self.store.prune(claim if self._rng.random() < 0.5 else None, Retention(world.keep))
         for _ in range(self._publishes):
             step += self._rng.choice((10, 20, 30))
             self._publish(claim, step)
@@ -448,6 +451,8 @@ def play(seed: int, mutant: Mutant = nullcontext) -> World:
     tight = rng.random() < 0.25
     budget = Budget(rng.randrange(25_000, 70_000), rng.randrange(9, 14)) if tight else Budget()
     world = World(seed, disk, rng, budget, rng.choice((2, 2, 3)))
+    poor = random.Random(f"{seed} what this disk lacks")
+    disk.reserves, disk.links = poor.random() < 0.7, poor.random() < 0.9
     scheduler = Scheduler(world, rng.choice((0.02, 0.1, 0.5)))
     attempts = [
         Attempt(world, number, fate, scheduler, number > 0 and rng.random() < 0.1, rng.choice((1, 2, 3, 4)))

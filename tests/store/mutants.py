@@ -172,6 +172,48 @@ def claim_directories_not_synced() -> Iterator[None]:
         yield
 
 
+class _Unsynced:
+    """A file system whose directory syncs do nothing."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self._fs = fs
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing if name == "sync_directory" else getattr(self._fs, name)
+
+
+@contextmanager
+def prune_trusts_names_that_are_not_durable() -> Iterator[None]:
+    """Too rare for random histories: test_histories.py plays the one that matters."""
+    whole = retention.prune_commits
+
+    def prune(fs: FileSystem, *rest: Any) -> list[names.Commit]:
+        return whole(_Unsynced(fs), *rest)  # type: ignore[arg-type]
+
+    with _replaced((front, "prune_commits", prune)):
+        yield
+
+
+@contextmanager
+def a_bad_read_is_a_bad_commit() -> Iterator[None]:
+    with _replaced((front, "twice", lambda attempt: attempt())):
+        yield
+
+
+@contextmanager
+def an_ill_disk_is_an_empty_one() -> Iterator[None]:
+    whole = front.list_commits
+
+    def listed(*arguments: Any, **more: Any) -> Sequence[names.Commit]:
+        try:
+            return whole(*arguments, **more)
+        except OSError:
+            return []
+
+    with _replaced((front, "list_commits", listed)):
+        yield
+
+
 MUTANTS = (
     no_fsync_of_the_file,
     no_fsync_of_the_directory,
@@ -188,6 +230,8 @@ MUTANTS = (
     fingerprint_ignored,
     budget_ignored,
     claim_directories_not_synced,
+    a_bad_read_is_a_bad_commit,
+    an_ill_disk_is_an_empty_one,
 )
 
 

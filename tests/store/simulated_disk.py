@@ -49,6 +49,10 @@ class Disk:
         self.rng = rng
         self._numbers = 1
         self.clock = 1_000_000.0
+        self.reserves = True
+        """Whether room can be reserved; CephFS and NFS 3 cannot."""
+        self.links = True
+        """Whether there are hard links."""
         self.root = self.node("directory", 0o755)
 
     def node(self, kind: str, mode: int, target: str = "") -> Node:
@@ -279,6 +283,9 @@ class Client:
         self.after(call, path)
 
     def reserve(self, fd: int, size: int) -> bool:
+        if not self.disk.reserves:
+            self.before("reserve", self._open[fd][1])
+            return False
         self._resize(fd, size, "reserve")
         return True
 
@@ -320,6 +327,8 @@ class Client:
 
     def link(self, old: str, new: str) -> None:
         self.before("link", new)
+        if not self.disk.links:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), new)
         node = self.disk.find(old)
         parent, name = self._absent(new)
         node.links += 1

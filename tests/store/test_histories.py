@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import pytest
 
-from tests.store.history import play
-from tests.store.mutants import MUTANTS, caught_by
+from agent.store import Claimant, Metadata, Retention, Store
+from tests.store.history import ROOT, play
+from tests.store.mutants import MUTANTS, caught_by, prune_trusts_names_that_are_not_durable
+from tests.store.simulated_disk import Client, Dead, Disk
 
 SEEDS = 3000
 
@@ -34,3 +38,51 @@ def test_a_seed_replays_exactly() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_broken_store_is_noticed(mutant: Callable[[], AbstractContextManager[None]]) -> None:
     assert caught_by(mutant, range(SEEDS)) is not None
+
+
+def dies_at(client: Client, at: int, call: str = "") -> None:
+    """The client's process ends right after its call number ``at`` (of that name, if given)."""
+    seen = 0
+
+    def after(name: str, _path: str) -> None:
+        nonlocal seen
+        seen += not call or name == call
+        if seen == at:
+            raise Dead
+
+    client.after = after
+
+
+def left_after_a_prune(seed: int, at: int) -> list[int]:
+    """Steps that survive when the power fails after call ``at`` of a prune that counts a commit whose name is not durable yet."""
+    disk = Disk(random.Random(seed))
+    disk.place("/staging", None)
+    disk.place("/scratch", None)
+    first = Client(disk, "first")
+    store = Store(Path(ROOT), fs=first, workers=0)
+    claim = store.claim(Claimant(), {})
+    for step in (10, 20, 30):
+        disk.place(f"/scratch/{step}", None)
+        disk.place(f"/scratch/{step}/weights", b"x")
+    for step in (10, 20):
+        store.publish(claim, Path(f"/scratch/{step}"), Metadata(step, str(step)))
+    dies_at(first, 1, "rename")
+    with suppress(Dead):
+        store.publish(claim, Path("/scratch/30"), Metadata(30, "30"))
+    second = Client(disk, "second")
+    dies_at(second, at)
+    with suppress(Dead):
+        Store(Path(ROOT), fs=second, workers=0).prune(None, Retention())
+    disk.lose(None)
+    return [one.step for one in Store(Path(ROOT), fs=Client(disk, "looker")).commits()]
+
+
+@pytest.mark.parametrize("mutant", [nullcontext, prune_trusts_names_that_are_not_durable])
+def test_a_prune_makes_durable_what_it_counts_before_anything_goes(
+    mutant: Callable[[], AbstractContextManager[None]],
+) -> None:
+    with mutant():
+        left = [left_after_a_prune(seed, at) for seed in range(8) for at in range(1, 30)]
+    lost = [steps for steps in left if len(steps) < 2]
+    assert bool(lost) == (mutant is prune_trusts_names_that_are_not_durable)
+    assert all(30 in steps or 20 in steps for steps in left)
