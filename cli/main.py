@@ -77,9 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.Abort:
-        click.echo("segue: aborted", err=True)
-        return 1
+    except click.Abort as error:
+        # click makes one of an interruption too.
+        interrupted = isinstance(error.__cause__, KeyboardInterrupt)
+        click.echo("segue: interrupted" if interrupted else "segue: aborted", err=True)
+        return 130 if interrupted else 1
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -103,6 +103,11 @@ def explain(host: str, said: str, code: int, target: str) -> SegueError:
             )
     if code == 127 or "command not found" in said or "rsync: not found" in said:
         return missing_there(host)
+    if "is your shell clean" in said:
+        return SegueError(
+            f"{host}: its shell prints something when it starts, and rsync takes that for an answer: make your startup files there silent "
+            "where there is no terminal (.bashrc, .cshrc)"
+        )
     for line in said.splitlines():
         if "Permission denied (13)" in line or "Read-only file system" in line:
             return SegueError(
