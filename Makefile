@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: bench-convert torture bench-store bench-agent setup demo test check clean
+.PHONY: bench-convert torture bench-store bench-agent setup demo reacher test check clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/python examples/reacher/demo.py
+
+reacher: $(STAMP)
+	@$(BIN)/python -m examples.reacher_camera.reacher
 
 check: $(STAMP)
 	$(BIN)/ruff check .

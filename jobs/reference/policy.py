@@ -1,7 +1,7 @@
 """The policy: a small network from what the arm senses (and sees) to torques, in flax nnx.
 
-With a camera, a few convolutions end in a spatial softmax: each channel says where in the image its thing is. Position in the image is what
-the arm needs, and it generalises from few episodes.
+With a camera, a few small convolutions end in a spatial softmax: each channel says where in the image its thing is. Position in the image is
+what the arm needs, it generalises from few episodes, and things here differ by colour, so that a step stays cheap on a CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from jobs.reference.episodes import Episodes
 
     Parameters = Mapping[str, Any]
+
+_THINGS = 8
+_SHARPNESS = 5.0
+"""Of the spatial softmax: a thing of four pixels among a thousand is found in half the steps."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,15 @@ def build(config: PolicyConfig) -> tuple[Any, Any, Any]:
         """Frames (B, P, P, 3) uint8 → (B, 2K): mean place of each of K channels, -1 to 1 each."""
 
         def __init__(self, rngs: nnx.Rngs) -> None:
-            self.edges = nnx.Conv(3, 16, (5, 5), strides=(2, 2), rngs=rngs)
-            self.parts = nnx.Conv(16, 24, (3, 3), rngs=rngs)
-            self.things = nnx.Conv(24, 16, (1, 1), rngs=rngs)
+            self.edges = nnx.Conv(3, 16, (4, 4), strides=(2, 2), rngs=rngs)
+            self.parts = nnx.Conv(16, 16, (1, 1), rngs=rngs)
+            self.things = nnx.Conv(16, _THINGS, (1, 1), rngs=rngs)
 
         def __call__(self, frames: jax.Array) -> jax.Array:
             seen = frames.astype(jnp.float32) / 127.5 - 1.0
             seen = nnx.relu(self.edges(seen))
             seen = nnx.relu(self.parts(seen))
-            maps = self.things(seen)
+            maps = _SHARPNESS * self.things(seen)
             count, side = maps.shape[0], maps.shape[1]
             weights = nnx.softmax(maps.reshape(count, side * side, -1), axis=1).reshape(maps.shape)
             axis = jnp.linspace(-1.0, 1.0, side)
@@ -103,7 +107,7 @@ def build(config: PolicyConfig) -> tuple[Any, Any, Any]:
             places = 0
             if config.image:
                 self.eye = Eye(rngs)
-                places = 32
+                places = 2 * _THINGS
             self.first = nnx.Linear(config.state + places, config.hidden, rngs=rngs)
             self.second = nnx.Linear(config.hidden, config.hidden, rngs=rngs)
             self.third = nnx.Linear(config.hidden, config.hidden, rngs=rngs)

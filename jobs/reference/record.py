@@ -1,4 +1,4 @@
-"""`python -m jobs.reference.record`: episodes of Reacher-v5 that the expert plays, into one .npz file.
+"""`python -m jobs.reference.record`: episodes of Reacher-v5 that the expert plays, into one .npz file, or as HDF5 into a directory.
 
 With --camera the file also holds 64×64 frames, and the state is reduced to what the arm knows of itself: where the target is can then
 only be seen.
@@ -16,6 +16,7 @@ from agent.errors import BadInput
 from jobs.reference.command_line import natural, run_main
 from jobs.reference.episodes import Episodes, save
 
+TASK = "reach the red target"
 _CALM = 10
 """The last steps of an episode are played without disturbance."""
 
@@ -55,7 +56,8 @@ def record(count: int, seed: int, length: int, camera: bool, noise: float) -> tu
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record; JSON on stdout says how many frames and how often the expert reached the target."""
     parser = argparse.ArgumentParser(prog="python -m jobs.reference.record", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write; with --hdf5 the directory")
+    parser.add_argument("--hdf5", action="store_true", help="one HDF5 file an episode, in the layout of ALOHA")
     parser.add_argument("--episodes", type=natural, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--length", type=natural, default=50, help="steps of an episode, 0.02 s each")
@@ -64,12 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--noise", type=float, default=0.3, help="disturbance of the torques played, not of those recorded"
     )
     options = parser.parse_args(arguments)
-    if options.out.suffix != ".npz":
+    if options.out.suffix != ".npz" and not options.hdf5:
         raise BadInput(f"--out {options.out}: the file's name must end in .npz")
+    if options.hdf5 and not options.camera:
+        raise BadInput("--hdf5: the layout of ALOHA has a camera: give --camera too")
     if options.seed < 0:
         raise BadInput(f"--seed {options.seed}: a seed is 0 or greater")
     episodes, rate = record(options.episodes, options.seed, options.length, options.camera, options.noise)
-    save(episodes, options.out)
+    if options.hdf5:
+        from jobs.reference.aloha import write
+
+        write(episodes, options.out, TASK)
+    else:
+        save(episodes, options.out)
     print(json.dumps({"episodes": options.episodes, "frames": episodes.frames, "expert": rate}))
     return 0
 
