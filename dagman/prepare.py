@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.config import InputArchive
 from agent.errors import BadInput
 from agent.pack import members
+from agent.recipes.environment import check_dataset, is_lerobot_dataset
 from dagman import submit
 from dagman.code import Checkout
 from dagman.inputs import InputRequest, resolve_inputs
@@ -67,6 +68,8 @@ def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
     if spec.data.dataset is not None:
         source = (here / Path(spec.data.dataset).expanduser()).absolute()
         target = spec.data.dataset_target or DATASET_TARGETS[spec.trainer.recipe].format(name=source.name)
+        if source.is_dir() and is_lerobot_dataset(spec.trainer.recipe, "dataset", target):
+            check_dataset(source)
         wanted.append(InputRequest("dataset", source, target))
     for asset in spec.data.assets:
         source = (here / Path(asset.source).expanduser()).absolute()

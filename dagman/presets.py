@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import BadInput
+from agent.recipes.environment import OPENPI_HOME
 from dagman.prepare import Asked
 from dagman.site import load_site, shipped_sites
 from dagman.toml import read_toml
@@ -42,19 +43,34 @@ def warnings(asked: Asked) -> list[str]:
             )
     if spec.retention.every is not None:
         found.append("retention.every: each kept checkpoint counts against the quota in staging until `segue prune`")
+    found += _of_trainer(asked)
+    for asset in spec.data.assets:
+        if not (asked.run_toml.parent / Path(asset.source).expanduser()).exists():
+            found.append(
+                f"data.assets: {asset.source} is not on this machine; it must have been staged from where it is"
+            )
+    return found
+
+
+def _of_trainer(asked: Asked) -> list[str]:
+    """What OpenPI's and LeRobot's trainers would stumble over in the job."""
+    spec, found = asked.spec, []
     options = spec.trainer.options
-    if spec.trainer.recipe == "openpi":
+    if spec.trainer.recipe.startswith("openpi"):
+        tokenizers = (OPENPI_HOME, f"{OPENPI_HOME}/big_vision")
+        travels = any(asset.target in tokenizers for asset in spec.data.assets)
+        debug = str(options.get("config", "")).startswith("debug")
+        if options.get("tokenizer", True) is True and not debug and not travels:
+            found.append(
+                "data.assets: PaliGemma's tokenizer is not among them and jobs cannot download it; unless your image has it, add "
+                f'{{ source = "paligemma_tokenizer.model", target = "{OPENPI_HOME}/big_vision" }}'
+            )
         if options.get("fresh_seed", True):
             found.append(
                 "trainer.options.fresh_seed: each attempt gets its own --seed, because OpenPI starts its data order anew at every resume"
             )
         if spec.data.dataset is None and not spec.data.assets:
             found.append("data: no dataset and no assets are staged: every job would have to download them")
-    for asset in spec.data.assets:
-        if not (asked.run_toml.parent / Path(asset.source).expanduser()).exists():
-            found.append(
-                f"data.assets: {asset.source} is not on this machine; it must have been staged from where it is"
-            )
     return found
 
 
@@ -109,6 +125,8 @@ def _value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return "[\n" + "".join(f"    {_value(entry)},\n" for entry in value) + "]"
     if isinstance(value, list):
         return "[" + ", ".join(_value(entry) for entry in value) + "]"
     if isinstance(value, dict):
@@ -120,6 +138,7 @@ def _value(value: Any) -> str:
 def _from_preset(name: str, site_name: str, preset: dict[str, Any]) -> str:
     lines = [
         f"# {name}: {preset.get('title', 'a training')}. `segue plan run.toml` says what it means, `segue submit run.toml` runs it.",
+        *(f"# - {note}" for note in preset.get("notes", ())),
         f'name = "{name}"',
         f'site = "{site_name}"',
         f"steps = {preset.get('steps', 25_000)}",

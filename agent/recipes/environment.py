@@ -161,12 +161,17 @@ def check_certificates(start: Start) -> None:
 
 
 def datasets(start: Start) -> list[Path]:
-    """Where the job's datasets were unpacked: inputs under the LeRobot home, and the one called `dataset`."""
+    """Where the job's LeRobot datasets were unpacked."""
     return [
         start.scratch / entry.target
         for entry in start.job.inputs
-        if entry.name == "dataset" or Path(entry.target).is_relative_to(LEROBOT_HOME)
+        if is_lerobot_dataset(start.job.recipe, entry.name, entry.target)
     ]
+
+
+def is_lerobot_dataset(recipe: str, name: str, target: str) -> bool:
+    """Whether an input must be one: those below the LeRobot home, and LeRobot's own. OpenPI can read others from elsewhere."""
+    return Path(target).is_relative_to(LEROBOT_HOME) or (recipe == "lerobot" and name == "dataset")
 
 
 def check_dataset(path: Path) -> None:

@@ -31,6 +31,7 @@ OPTIONS = (
     "norm_stats",
     "norm_stats_frames",
     "asset_id",
+    "bfloat16",
 )
 TOKENIZER = "big_vision/paligemma_tokenizer.model"
 IMAGE_PYTHON = Path("/.venv/bin/python")

@@ -2,7 +2,7 @@
 
     python openpi_launcher.py .../scripts/train.py <its arguments>
 
-SEGUE_REAL_DIARY: a file that gets one JSON line for each event. SEGUE_REAL_STEP_S: the least time of a step in seconds, so that a chain's
+REAL_DIARY: a file that gets one JSON line for each event. REAL_STEP_S: the least time of a step in seconds, so that a chain's
 plan holds on any machine. Patched, in memory only: the vision tower's size, a vocabulary of 2048 words, and a config `lab` as a user would
 add one; saves, restores and batches are looked at as they pass.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(sys.argv[1])
-STEP_S = float(os.environ.get("SEGUE_REAL_STEP_S", "0"))
+STEP_S = float(os.environ.get("REAL_STEP_S", "0"))
 PATCH = 56
 TOWER = {"width": 32, "depth": 1, "mlp_dim": 64, "num_heads": 2, "patch_size": (PATCH, PATCH)}
 WORDS = 2048
@@ -28,7 +28,7 @@ CONFIG, DATASET = "lab", "local/lab"
 
 def note(event: str, **facts: Any) -> None:
     """One line of the diary."""
-    diary = os.environ.get("SEGUE_REAL_DIARY")
+    diary = os.environ.get("REAL_DIARY")
     if diary:
         with Path(diary).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **facts}) + "\n")
@@ -176,23 +176,25 @@ def watch_torch() -> None:
     save_model, load_model = safetensors.torch.save_model, safetensors.torch.load_model
     torch_save, load_optimizer = torch.save, torch.optim.AdamW.load_state_dict
 
+    seen: dict[str, str] = {}
+
     def saving(model: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
-        note("save", label=int(Path(path).parent.name.removeprefix("tmp_")), params=of(model.state_dict()))
+        seen.update(params=of(model.state_dict()), step=Path(path).parent.name.removeprefix("tmp_"))
         return save_model(model, path, *args, **kwargs)
 
     def loading(model: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
         found = load_model(model, path, *args, **kwargs)
-        note("restore", label=int(Path(path).parent.name), params=of(model.state_dict()))
+        seen.update(params=of(model.state_dict()), step=Path(path).parent.name)
         return found
 
     def saving_optimizer(thing: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
         if Path(path).name == "optimizer.pt":
-            note("save optimizer", optimizer=of_optimizer(thing))
+            note("save", label=int(seen["step"]), optimizer=of_optimizer(thing), **seen)
         return torch_save(thing, path, *args, **kwargs)
 
     def loading_optimizer(self: Any, state: Any) -> Any:
         found = load_optimizer(self, state)
-        note("restore optimizer", optimizer=of_optimizer(self.state_dict()))
+        note("restore", optimizer=of_optimizer(self.state_dict()), **seen)
         return found
 
     safetensors.torch.save_model, safetensors.torch.load_model = saving, loading

@@ -1,0 +1,97 @@
+"""Presets: what a lab learned about GPUs, memory and classes, as data that becomes a run.toml and a plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agent.errors import BadInput
+from agent.recipes import recipe
+from cli.main import segue
+from dagman.prepare import ask, requests
+from dagman.presets import initial_text, load_preset, presets, warnings
+
+LORA, FULL = ("pi0-lora", "pi05-lora"), ("pi0-full", "pi05-full")
+
+
+def test_four_presets_are_shipped() -> None:
+    assert set(presets()) == {*LORA, *FULL}
+
+
+@pytest.mark.parametrize("name", [*LORA, *FULL])
+def test_preset_becomes_a_run_that_can_be_planned(name: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(segue, ["init", str(tmp_path / "arm"), "--preset", name])
+    assert done.exit_code == 0, done.output
+    asked = ask(tmp_path / "arm/run.toml")
+    assert asked.spec.trainer.recipe == "openpi" and asked.spec.steps == 25_000
+    assert asked.spec.data.assets[0].target == ".cache/openpi/big_vision"
+    assert asked.plan.needed <= 3
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_lora_fits_on_most_gpus_and_in_short_segments(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", name))
+    asked = ask(tmp_path / "run.toml")
+    ask_for = asked.spec.resources
+    assert (ask_for.gpu_memory_mb, ask_for.gpu_capability, asked.plan.queue_class) == (24_576, 8.0, "short")
+    assert ask_for.memory_mb is not None and ask_for.memory_mb >= 100 * 1024
+    assert sum(gpu.machines * gpu.per_machine for gpu in asked.plan.gpus) == 110
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_fine_tuning_fits_on_h100_and_h200(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", name))
+    asked = ask(tmp_path / "run.toml")
+    ask_for = asked.spec.resources
+    assert (ask_for.gpu_memory_mb, ask_for.gpu_capability, asked.plan.queue_class) == (81_920, 9.0, "long")
+    assert ask_for.memory_mb is not None and ask_for.memory_mb >= 200 * 1024
+    assert {gpu.name for gpu in asked.plan.gpus} == {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
+
+
+def test_plan_says_which_gpus_fit_and_how_many(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", "pi0-full"))
+    told = CliRunner().invoke(segue, ["plan", str(tmp_path / "run.toml")])
+    assert told.exit_code == 0, told.output
+    assert "NVIDIA H200" in told.output and "16" in told.output and "only 24 of" in told.output
+    data = json.loads(CliRunner().invoke(segue, ["plan", str(tmp_path / "run.toml"), "--json"]).stdout)
+    assert {gpu["name"]: gpu["count"] for gpu in data["gpus"]} == {"NVIDIA H100 80GB HBM3": 8, "NVIDIA H200": 16}
+
+
+@pytest.mark.parametrize("name", [*LORA, *FULL])
+def test_options_of_a_preset_are_those_of_its_recipe(name: str, tmp_path: Path) -> None:
+    from agent.config import JobConfig
+
+    trainer = load_preset(name)["trainer"]
+    job = JobConfig("arm", str(tmp_path), 1, trainer["recipe"], options=trainer["options"])
+    recipe(trainer["recipe"]).configure(job)
+
+
+def test_plan_warns_of_what_is_not_here_and_says_that_seeds_are_fresh(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", "pi0-lora").replace("~/.cache", "nowhere"))
+    said = "\n".join(warnings(ask(tmp_path / "run.toml")))
+    assert "paligemma_tokenizer.model is not on this machine" in said
+    assert "fresh_seed: each attempt gets its own --seed" in said
+
+
+def test_dataset_whose_top_directory_is_wrong_is_refused_before_anything_is_staged(tmp_path: Path) -> None:
+    (tmp_path / "my_dataset/inner/meta").mkdir(parents=True)
+    (tmp_path / "my_dataset/inner/meta/info.json").write_text("{}")
+    (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", "pi0-lora"))
+    asked = ask(tmp_path / "run.toml")
+    with pytest.raises(BadInput, match=r"top directory is wrong: meta/info\.json lies in inner/"):
+        requests(asked.spec, asked.run_toml)
+
+
+def test_plan_warns_when_no_tokenizer_travels(tmp_path: Path) -> None:
+    text = initial_text("arm", "chtc", "pi0-lora")
+    kept = "\n".join(line for line in text.splitlines() if "paligemma" not in line)
+    (tmp_path / "run.toml").write_text(kept)
+    assert any("PaliGemma's tokenizer" in line for line in warnings(ask(tmp_path / "run.toml")))
+
+
+def test_unknown_preset_is_named_with_those_there_are() -> None:
+    with pytest.raises(BadInput, match="--preset pi9: no such preset; there are pi0-full, pi0-lora"):
+        load_preset("pi9")
