@@ -12,15 +12,17 @@ import click
 if TYPE_CHECKING:
     from agent.config import JobConfig
     from agent.store import Store
+    from agent.store.budget import Room
 
 
 def _open(run: str) -> tuple[str, Store, JobConfig | None]:
     """The run's name, its store and what the job was told (None for a store's own directory)."""
     from agent.store import Budget, Store
+    from dagman.quotas import asked
 
     given = Path(run).expanduser().absolute()
     if (given / "checkpoints").is_dir() and (given / "epochs").is_dir():
-        return given.name, Store(given), None
+        return given.name, Store(given, quotas=asked()), None
     from dagman.runs import find_run
 
     place = find_run(run)
@@ -39,6 +41,7 @@ def commits(run: str, as_json: bool) -> None:
     name, store, _ = _open(run)
     found = store.commits()
     aside = store.set_aside()
+    rooms = store.rooms() if store.root.is_dir() else []
     if as_json:
         rows = [
             {
@@ -51,7 +54,13 @@ def commits(run: str, as_json: bool) -> None:
             }
             for one in found
         ]
-        data = {"run": name, "store": str(store.root), "commits": rows, "set_aside": [path.name for path in aside]}
+        data = {
+            "run": name,
+            "store": str(store.root),
+            "commits": rows,
+            "set_aside": [path.name for path in aside],
+            "room": [{"source": one.source, "bytes": one.bytes, "items": one.items} for one in rooms],
+        }
         click.echo(json.dumps(data))
         return
     out = console()
@@ -73,8 +82,19 @@ def commits(run: str, as_json: bool) -> None:
         click.echo(f"{name} has no commits yet in {store.root}", err=True)
     for path in aside:
         click.echo(f"set aside as bad: {path.name} (segue prune {run} --set-aside removes it)", err=True)
+    for room in rooms:
+        click.echo(f"room: {_said(room)}", err=True)
     if found:
         click.echo(f"next: segue verify {run}", err=True)
+
+
+def _said(room: Room) -> str:
+    from cli.output import size
+
+    parts = [] if room.bytes is None else [size(room.bytes) if room.bytes >= 0 else f"{size(-room.bytes)} too little"]
+    if room.items is not None and room.items < 1 << 40:  # some file systems count no items and name a giant number
+        parts.append(f"{room.items} items")
+    return f"{room.source} leaves {' and '.join(parts) or 'no bound'}"
 
 
 @click.command("verify")

@@ -39,6 +39,28 @@ def test_commits_are_listed_in_readers_order(root: Path) -> None:
     assert f"next: segue verify {root}" in shown.stderr
 
 
+def test_the_room_is_told_by_get_quotas_where_there_is_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "get_quotas"
+    tool.write_text(
+        "#!/bin/sh\n"
+        "echo 'Path Disk_Used(GB) Disk_Limit(GB) Files_Used File_Limit'\n"
+        f"echo '{tmp_path / 'staging'} 60 100 990 1000'\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    done = CliRunner().invoke(commits, [str(root)])
+    source = f"the quota of {tmp_path / 'staging'} (get_quotas)"
+    assert f"room: {source} leaves 40.0 GB and 10 items" in done.stderr
+    told = json.loads(CliRunner().invoke(commits, [str(root), "--json"]).stdout)["room"]
+    assert told == [{"source": source, "bytes": 40_000_000_000, "items": 10}]
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    told = json.loads(CliRunner().invoke(commits, [str(root), "--json"]).stdout)["room"]
+    assert [one["source"] for one in told] == ["the file system"]
+
+
 def test_verify_exits_1_with_the_list_of_the_bad(root: Path) -> None:
     good = CliRunner().invoke(verify, [str(root)])
     assert (good.exit_code, good.stdout.count(": good")) == (0, 3)

@@ -289,6 +289,9 @@ class Client:
         self._resize(fd, size, "reserve")
         return True
 
+    def start_writing(self, fd: int, offset: int, size: int) -> None:
+        """A hint, which promises nothing."""
+
     def truncate(self, fd: int, size: int) -> None:
         self._resize(fd, size, "truncate")
 
