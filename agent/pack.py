@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from agent.errors import BadInput, SegueError
+from agent.store.tree import as_name, as_text
 
 _PIECE = 1 << 20
 # Names as bytes, whatever the locale.
@@ -55,13 +56,16 @@ def members(source: Path, only: Sequence[str] | None = None) -> list[Member]:
     """What the archive of ``source`` holds, in order. ``only``: paths relative to it, instead of everything.
 
     A file is archived under its own name. Links that stay inside are kept, others are followed (HuggingFace's cache is made of those).
-    Raises BadInput when it is missing, empty, or a link leads nowhere.
+    Raises BadInput when it is missing, empty, cannot be read, or a link leads nowhere.
     """
-    if not source.exists():
-        raise BadInput(f"{source}: no such file or directory")
-    if source.is_file():
-        return [_file(source.name, source)]
-    found = list(_walk(source, source.resolve(), "", ())) if only is None else list(_chosen(source, only))
+    try:
+        if not source.exists():
+            raise BadInput(f"{source}: no such file or directory")
+        if source.is_file():
+            return [_file(as_text(source.name), source)]
+        found = list(_walk(source, source.resolve(), "", ())) if only is None else list(_chosen(source, only))
+    except OSError as error:
+        raise BadInput(f"{error.filename or source}: cannot be read: {error.strerror or error}") from error
     if not any(member.kind == "file" for member in found):
         raise BadInput(f"{source}: holds no files")
     return found
@@ -75,18 +79,21 @@ def _file(name: str, path: Path) -> Member:
 def _walk(directory: Path, root: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[Member]:
     above = (*above, directory.resolve())
     try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(directory), key=lambda entry: as_text(entry.name))
     except OSError as error:
         raise BadInput(f"{directory}: cannot be read: {error.strerror}") from error
     for entry in entries:
         if entry.name in LEFT_OUT:
             continue
-        yield from _entry(Path(entry.path), f"{prefix}{entry.name}", root, above)
+        yield from _entry(Path(entry.path), f"{prefix}{as_text(entry.name)}", root, above)
 
 
-def _entry(path: Path, name: str, root: Path, above: tuple[Path, ...]) -> Iterator[Member]:
+def _entry(path: Path, name: str, root: Path, above: tuple[Path, ...], *, chosen: bool = False) -> Iterator[Member]:
     if path.is_symlink():
-        link = str(path.readlink())
+        link = as_text(str(path.readlink()))
+        if chosen and not path.exists() and not link.startswith("/") and ".." not in PurePosixPath(link).parts:
+            yield Member(name, path, "link", link=link)  # as in a fresh clone
+            return
         if not path.exists():
             raise BadInput(f"{path}: is a link to {link}, which is not there: remove it or bring back what it names")
         if not link.startswith("/") and path.resolve().is_relative_to(root) and ".." not in PurePosixPath(link).parts:
@@ -105,14 +112,14 @@ def _entry(path: Path, name: str, root: Path, above: tuple[Path, ...]) -> Iterat
 
 def _chosen(source: Path, only: Sequence[str]) -> Iterator[Member]:
     root, made = source.resolve(), set()
-    for name in sorted(set(only)):
+    for name in sorted(set(only), key=as_text):
         path = source / name
         for parent in reversed(PurePosixPath(name).parents[:-1]):
             if str(parent) not in made:
                 made.add(str(parent))
-                yield Member(str(parent), source / parent, "directory")
+                yield Member(as_text(str(parent)), source / parent, "directory")
         if path.is_symlink() or path.is_file():
-            yield from _entry(path, name, root, ())
+            yield from _entry(path, as_text(name), root, (), chosen=True)
 
 
 class _Sink(io.RawIOBase):
@@ -261,9 +268,9 @@ def unpack(archive: Path, target: Path, sha256: str, temporary: Path | None = No
         with archive.open("rb", buffering=0) as file:
             source = _Source(file)
             try:
-                with tarfile.open(fileobj=source, mode="r|", bufsize=_PIECE) as tar:
+                with tarfile.open(fileobj=source, mode="r|", bufsize=_PIECE, encoding=_ENCODING, errors=_ERRORS) as tar:
                     files = _extract(tar, work, archive)
-            except tarfile.TarError as error:
+            except (tarfile.TarError, ValueError, EOFError) as error:
                 raise DigestMismatch(f"{archive}: is damaged ({error}); {_REMEDY}") from error
             rest = bytearray(_PIECE)
             while source.readinto(rest):
@@ -293,7 +300,7 @@ def _extract(tar: tarfile.TarFile, work: Path, archive: Path) -> int:
         elif info.issym():
             _inside(info.linkname, archive)  # without .. and relative: it cannot lead out, through no other link either
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(info.linkname)
+            place.symlink_to(as_name(info.linkname))
         elif info.isreg():
             data = tar.extractfile(info)
             assert data is not None
@@ -315,7 +322,7 @@ def _inside(name: str, archive: Path) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise SegueError(f"{archive}: {name!r} leads out of its directory; {_REMEDY}")
-    return str(path)
+    return as_name(str(path))
 
 
 def _merge(work: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.config import InputArchive
 from agent.errors import BadInput, SegueError
 from agent.pack import Member, members
-from dagman.inputs import Recorded, examine, read_record, write_record
+from dagman.inputs import Recorded, examine, read_record, same_source, write_record
 
 NAME = "code"
 TARGET = "code"
@@ -48,12 +48,36 @@ def _git(directory: Path, *words: str) -> str | None:
     return done.stdout.decode("utf-8", errors="surrogateescape") if done.returncode == 0 else None
 
 
+def _listed(directory: Path) -> list[str] | None:
+    """Paths that travel, relative to ``directory``, those of submodules and of checkouts inside it too; None without git."""
+    listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is None:
+        return None
+    found = []
+    for name in (entry.rstrip("/") for entry in listed.split("\0") if entry):
+        path = directory / name
+        if (path / ".git").exists() and not path.is_symlink():
+            found += [f"{name}/{below}" for below in _listed(path) or ()]
+        elif os.path.lexists(path):
+            found.append(name)
+    return found
+
+
+def _untracked(directory: Path) -> str:
+    """Lines that stand before the diff: files that travel although no commit and no diff has them."""
+    names = _git(directory, "ls-files", "-z", "--others", "--exclude-standard") or ""
+    return "".join(f"# not tracked by git, sent as it is: {name}\n" for name in names.split("\0") if name)
+
+
 def read_checkout(directory: Path) -> Checkout:
     """Look at the checkout. BadInput when it is missing, empty, or far too large."""
     if not directory.is_dir():
         raise BadInput(f"code: {directory}: no such directory; name your checkout, relative to run.toml")
-    listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    names = [name for name in (listed or "").split("\0") if name and os.path.lexists(directory / name)]
+    names = _listed(directory)
+    if names is None and (directory / ".git").exists():
+        raise BadInput(
+            f"code: {directory}: is a git checkout and git cannot read it: install git, or mend the checkout (git status)"
+        )
     if not names:
         # No git, or a directory that the repository around it ignores.
         entries = members(directory)
@@ -61,7 +85,8 @@ def read_checkout(directory: Path) -> Checkout:
     else:
         entries = members(directory, only=names)
         describe = (_git(directory, "describe", "--always", "--dirty", "--tags", "--long") or "").strip()
-        diff = _git(directory, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+        changes = _git(directory, "diff", "HEAD", "--relative", "--no-color", "--no-ext-diff", "--no-textconv") or ""
+        diff = _untracked(directory) + changes
     total = sum(entry.size for entry in entries)
     if total > MOST_BYTES:
         largest = max(entries, key=lambda entry: entry.size)
@@ -78,7 +103,7 @@ def resolve_code(directory: Path, record_path: Path) -> tuple[InputArchive, Chec
     Where the checkout is not on this machine, what `segue stage` has put into staging is used (second value None). BadInput as above.
     """
     record = read_record(record_path)
-    if not directory.exists() and NAME in record:
+    if not directory.exists() and same_source(record.get(NAME), directory):
         return _entry(record[NAME], "", ""), None
     checkout = read_checkout(directory)
     found = examine(NAME, directory, checkout.entries, record, about=checkout.describe)

@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from agent.errors import BadInput, SegueError
 from agent.pack import Member, archive_name, members, pack
 
 FORMAT = 1
+_ARCHIVE = re.compile(r"[^/\0]+\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,17 @@ class Recorded:
 
 
 def state_of(entries: Sequence[Member]) -> str:
-    """A digest over names, sizes and times: equal as long as nobody wrote."""
+    """A digest over names, sizes and times: equal as long as nobody wrote. SegueError when a file has gone since it was listed."""
     found = hashlib.sha256()
     for entry in entries:
-        time = entry.path.stat().st_mtime_ns if entry.kind == "file" else 0
-        found.update(f"{entry.name}\0{entry.kind}\0{entry.size}\0{time}\0{entry.executable}\0{entry.link}\n".encode())
+        try:
+            time = entry.path.stat().st_mtime_ns if entry.kind == "file" else 0
+        except OSError as error:
+            raise SegueError(
+                f"{entry.path}: changes while it is looked at ({error.strerror}): let it rest, then try again"
+            ) from error
+        line = f"{entry.name}\0{entry.kind}\0{entry.size}\0{time}\0{entry.executable}\0{entry.link}\n"
+        found.update(line.encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 
@@ -57,7 +66,7 @@ def read_record(path: Path) -> dict[str, Recorded]:
     """What was recorded, by input name; empty when there is no record. BadInput when it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: Recorded(**entry) for name, entry in data["inputs"].items()}
+        found = {str(name): _recorded(entry) for name, entry in data["inputs"].items()}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -67,6 +76,23 @@ def read_record(path: Path) -> dict[str, Recorded]:
             f"{path}: is no record of staged inputs ({error}): remove it and run `segue stage` again"
         ) from error
     return found
+
+
+def _recorded(entry: Mapping[str, Any]) -> Recorded:
+    """One entry, checked; what a newer segue adds is passed over. Raises ValueError, KeyError, TypeError, AttributeError."""
+    known = {field.name for field in fields(Recorded)}
+    found = Recorded(**{key: value for key, value in entry.items() if key in known})
+    texts = (found.archive, found.sha256, found.source, found.state, found.staged, found.about)
+    if not all(isinstance(text, str) for text in texts) or type(found.bytes) is not int or found.bytes < 0:
+        raise ValueError("a field has the wrong type")
+    if not _ARCHIVE.fullmatch(found.archive) or not _SHA256.fullmatch(found.sha256):
+        raise ValueError(f"{found.archive!r} is no name of an archive, or {found.sha256!r} no SHA-256")
+    return found
+
+
+def same_source(known: Recorded | None, source: Path) -> bool:
+    """Whether a record may stand for a source that is not here: directories differ between machines, the last name does not."""
+    return known is not None and Path(known.source).name == source.name
 
 
 def write_record(path: Path, record: dict[str, Recorded]) -> None:
@@ -108,7 +134,7 @@ def resolve(request: InputRequest, record: dict[str, Recorded]) -> tuple[InputAr
         found = examine(request.name, request.source, members(request.source), record)
     else:
         known = record.get(request.name)
-        if known is None:
+        if known is None or not same_source(known, request.source):
             raise BadInput(
                 f"data: {request.source}: {request.name} is not on this machine, and no record says that it was staged: run `segue stage` "
                 "where it is, and bring the record that it writes beside run.toml along"

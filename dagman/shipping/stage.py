@@ -18,7 +18,7 @@ from agent.errors import BadInput, SegueError
 from agent.pack import Member, Packed, archive_name, archive_size, members, write_archive
 from agent.store.budget import Room, Usage
 from dagman import code as checkouts
-from dagman.inputs import Recorded, examine, read_record, state_of, write_record
+from dagman.inputs import Recorded, examine, read_record, same_source, state_of, write_record
 from dagman.prepare import record_path, requests
 from dagman.shipping.place import Place
 from dagman.shipping.survey import INPUTS, Limits, Survey, rooms, tightest, too_small
@@ -88,7 +88,8 @@ def sources(where: Destination, with_code: bool) -> list[Source]:
         found.append(_source(request.name, request.source, entries, record))
     if where.spec.code is not None and with_code:
         path = (where.run_toml.parent / Path(where.spec.code).expanduser()).absolute()
-        checkout = checkouts.read_checkout(path) if path.exists() or checkouts.NAME not in record else None
+        recorded = same_source(record.get(checkouts.NAME), path)
+        checkout = checkouts.read_checkout(path) if path.exists() or not recorded else None
         entries = list(checkout.entries) if checkout is not None else None
         found.append(_source(checkouts.NAME, path, entries, record, checkout.describe if checkout is not None else ""))
     for source in found:
@@ -105,7 +106,7 @@ def _source(
 ) -> Source:
     before = record.get(name)
     if entries is None:
-        return Source(name, path, None, before)
+        return Source(name, path, None, before if same_source(before, path) else None)
     state = state_of(entries)
     return Source(
         name, path, tuple(entries), before if before is not None and before.state == state else None, state, about
