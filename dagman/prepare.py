@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.config import InputArchive
+from agent.config import InputArchive, JobConfig
 from agent.errors import BadInput
 from agent.pack import members
+from agent.recipes import recipe
 from agent.recipes.environment import check_dataset, is_lerobot_dataset
 from dagman import submit
 from dagman.code import Checkout
@@ -56,8 +57,11 @@ def ask(run_toml: Path) -> Asked:
     try:
         site = load_site(spec.site, run_toml.parent)
         plan = make_plan(spec, site)
+        trainer = spec.trainer
+        told = JobConfig(spec.name, "", spec.steps, trainer.recipe, args=trainer.args, options=trainer.options)
+        recipe(trainer.recipe).configure(told)
     except BadInput as error:
-        raise BadInput(f"{run_toml}: {error}") from None
+        raise BadInput(f"{run_toml}: {str(error).removeprefix('run.toml: ')}") from None
     return Asked(run_toml, spec, site, plan, staging_of(spec, site, run_toml))
 
 
@@ -76,6 +80,10 @@ def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
         wanted.append(InputRequest(asset.name or _input_name(source), source, asset.target))
     names = [entry.name for entry in wanted]
     for name in names:
+        if name == "code":
+            raise BadInput(
+                f"{run_toml}: data.assets: the name 'code' belongs to the checkout: give this input another `name`"
+            )
         if names.count(name) > 1:
             raise BadInput(f"{run_toml}: data.assets: two inputs are named {name!r}: give each its own `name`")
     return wanted

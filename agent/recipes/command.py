@@ -42,6 +42,21 @@ class Shape:
     stops_on_request: bool
 
 
+FIELDS = (
+    "checkpoint_dir",
+    "resume_step",
+    "resume_label",
+    "resume_path",
+    "last_step",
+    "steps",
+    "save_interval",
+    "deadline",
+    "scratch",
+    "epoch",
+    "gpus",
+    "run",
+)
+"""What a template may name."""
 OPTIONS = (
     *(name for name in Shape.__dataclass_fields__ if name != "number"),
     "pattern",
@@ -123,6 +138,8 @@ class Command(Recipe):
     def configure(self, job: JobConfig) -> None:
         """What this program can be told is in its options."""
         found = shape(job)
+        for word in (job.python, *job.args, *found.first, *found.resume):
+            self.fill(word, dict.fromkeys(FIELDS, ""))
         self._line = found.progress
         self.sets_last_step = found.sets_last_step
         self.sets_save_interval = found.sets_save_interval
@@ -132,23 +149,24 @@ class Command(Recipe):
         return start.scratch / shape(start.job).checkpoints
 
     def values(self, start: Start) -> dict[str, str]:
-        """What a template may name."""
+        """The fields' values for this start."""
         root = self.checkpoint_root(start)
         label = start.resume_label or ""
-        return {
-            "checkpoint_dir": str(root),
-            "resume_step": str(start.resume_step),
-            "resume_label": label,
-            "resume_path": str(root / label) if label else "",
-            "last_step": str(start.last_step),
-            "steps": str(start.job.steps),
-            "save_interval": str(start.save_interval or max(1, start.last_step - start.resume_step)),
-            "deadline": f"{start.deadline:.0f}",
-            "scratch": str(start.scratch),
-            "epoch": str(start.epoch),
-            "gpus": str(start.gpus),
-            "run": start.job.run,
-        }
+        values = (
+            root,
+            start.resume_step,
+            label,
+            root / label if label else "",
+            start.last_step,
+            start.job.steps,
+            start.save_interval or max(1, start.last_step - start.resume_step),
+            f"{start.deadline:.0f}",
+            start.scratch,
+            start.epoch,
+            start.gpus,
+            start.job.run,
+        )
+        return {name: str(value) for name, value in zip(FIELDS, values, strict=True)}
 
     def fill(self, word: str, values: Mapping[str, str]) -> str:
         """One word with its fields filled in; `{{` and `}}` stand for braces."""

@@ -92,6 +92,13 @@ def test_plan_warns_when_no_tokenizer_travels(tmp_path: Path) -> None:
     assert any("PaliGemma's tokenizer" in line for line in warnings(ask(tmp_path / "run.toml")))
 
 
+def test_option_that_the_recipe_does_not_have_is_refused_by_plan(tmp_path: Path) -> None:
+    text = initial_text("arm", "chtc", "pi0-lora")
+    (tmp_path / "run.toml").write_text(text.replace("norm_stats = true", "norm_stat = true"))
+    with pytest.raises(BadInput, match=r"run\.toml: trainer\.options\.norm_stat is unknown to recipe 'openpi'"):
+        ask(tmp_path / "run.toml")
+
+
 def test_unknown_preset_is_named_with_those_there_are() -> None:
     with pytest.raises(BadInput, match="--preset pi9: no such preset; there are pi0-full, pi0-lora"):
         load_preset("pi9")

@@ -56,7 +56,7 @@ segment = ['+Class = "$(class)"']
 HARMLESS: dict[str, Any] = {
     "name": "run", "site": "site.toml", "user": "bbadger", "steps": 10, "staging": "staging", "transfer_host": "host", "code": "code",
     "trainer": {"recipe": "command", "python": "python3", "args": ["word", "last"], "env": {"NAME": "value"},
-                "options": {"config": "value", "list": ["value"], "deep": {"key": "value"}}},
+                "options": {"marker": "value", "first": ["value"]}},
     "data": {"dataset": "data", "dataset_target": "inputs/data", "assets": [{"source": "weights", "target": "inputs/w"}]},
     "segments": {"class": "short"},
     "retention": {"best": "loss"},
@@ -78,9 +78,8 @@ PLACES: dict[tuple[str | int, ...], Callable[[JobConfig], str | None] | None] = 
     ("trainer", "args", 0): lambda job: job.args[0],
     ("trainer", "args", 1): lambda job: job.args[1],
     ("trainer", "env", "NAME"): lambda job: job.env["NAME"],
-    ("trainer", "options", "config"): lambda job: job.options["config"],
-    ("trainer", "options", "list", 0): lambda job: job.options["list"][0],
-    ("trainer", "options", "deep", "key"): lambda job: job.options["deep"]["key"],
+    ("trainer", "options", "marker"): lambda job: job.options["marker"],
+    ("trainer", "options", "first", 0): lambda job: job.options["first"][0],
     ("data", "dataset"): None,
     ("data", "dataset_target"): lambda job: job.inputs[0].target,
     ("data", "assets", 0, "source"): None,
@@ -224,7 +223,7 @@ def test_arguments_and_environment_arrive_word_by_word(place: Path, env: dict[st
     try:
         workflow = generated(place, data)
     except BadInput:
-        assert any("\0" in word for word in (*args, *env.values())), "only NUL can reach no program"
+        assert any("\0" in word or "{" in word for word in (*args, *env.values())), "only NUL can reach no program"
         return
     (job_json,) = (file.text for file in workflow.files if file.path == "job.json")
     job = parse(json.loads(job_json))

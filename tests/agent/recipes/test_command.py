@@ -45,7 +45,7 @@ def test_first_and_resumed_starts_have_words_of_their_own(scratch: Path) -> None
 
 def test_unknown_field_of_a_template_is_named(scratch: Path) -> None:
     with pytest.raises(BadInput, match=r"names \{resume\}; there are checkpoint_dir"):
-        Command().command(start(scratch, args=("{resume}",)))
+        Command().configure(start(scratch, args=("{resume}",)).job)
 
 
 def test_pattern_and_offset_say_step_and_label(scratch: Path) -> None:
