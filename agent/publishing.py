@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class Publisher:
     def _add(self, waiting: Waiting) -> None:
         for older in [one for one in self._waiting if not (self._every and one.finished.step % self._every == 0)]:
             self._waiting.remove(older)
-            _discard(older.snapshot)
+            discard(older.snapshot)
         self._waiting.append(waiting)
         self.go_on()
 
@@ -168,20 +169,20 @@ class Publisher:
         if outcome.ok:
             self._retry_s = self._retry_at = 0.0
             self.committed_step = max(self.committed_step, current.finished.step)
-            _discard(current.snapshot)
+            discard(current.snapshot)
             self._on_commit({**outcome.value, "seconds": outcome.seconds})
         elif outcome.error in ("StoreUnavailable", "Hung", "Killed", "NoRoom", "OSError"):
             self._again(current)
             self._on_trouble(outcome)
         else:
-            _discard(current.snapshot)
+            discard(current.snapshot)
             self._on_trouble(outcome)
         self.go_on()
 
     def _again(self, current: Waiting) -> None:
         """Try later; a newer one that waits takes its place."""
         if self._waiting and not (self._every and current.finished.step % self._every == 0):
-            _discard(current.snapshot)
+            discard(current.snapshot)
         else:
             self._waiting.insert(0, current)
         self._retry_s = min(_LONGEST_RETRY_S, self._retry_s * 2 or _FIRST_RETRY_S)
@@ -197,16 +198,9 @@ class Publisher:
         self._waiting.clear()
 
 
-def _discard(snapshot: Path) -> None:
-    """Remove a snapshot's links; the data goes with the last link."""
-    for path, directories, files in os.walk(snapshot, topdown=False):
-        for name in files:
-            Path(path, name).unlink(missing_ok=True)
-        for name in directories:
-            inner = Path(path, name)
-            if inner.is_symlink():
-                inner.unlink()
-            else:
-                inner.rmdir()
-    if snapshot.exists():
-        snapshot.rmdir()
+def discard(snapshot: Path) -> None:
+    """Remove a snapshot's links; the data goes with the last link. What cannot go stays in scratch: no reason to stop a training."""
+    from agent.store.fs import PosixFileSystem, remove_tree
+
+    with suppress(OSError):
+        remove_tree(PosixFileSystem(), str(snapshot))

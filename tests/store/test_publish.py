@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -215,3 +217,30 @@ def test_a_run_that_comes_back_after_staging_was_away_takes_the_next_publish(sto
     (tmp_path / "away").rename(tmp_path / "staging")
     assert store.publish(claim, tmp_path / "source-20", Metadata(20, "20")).step == 20
     assert [one.step for one in store.commits()] == [20, 10]
+
+
+DISCARDING = """
+import sys
+from pathlib import Path
+from agent.publishing import discard
+from agent.store import snapshot
+place = Path(sys.argv[1])
+(place / "root" / "10" / "closed").mkdir(parents=True)
+(place / "root" / "10" / "closed" / "weights").write_bytes(b"x")
+(place / "root" / "10" / "closed").chmod(0o555)
+snapshot(place / "root", ["10"], place / "snapshot")
+discard(place / "snapshot")
+assert not (place / "snapshot").exists()
+assert (place / "root" / "10" / "closed" / "weights").read_bytes() == b"x"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root is denied nothing")
+def test_a_snapshot_of_a_read_only_directory_can_be_discarded() -> None:
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(prefix="segue-discard-") as place:
+        Path(place).chmod(0o777)
+        done = subprocess.run(
+            [*drop, sys.executable, "-B", "-c", DISCARDING, place], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
