@@ -14,7 +14,7 @@ import click
 def command(run: str, as_json: bool) -> None:
     """Show where RUN is (a run.toml or a workflow directory). Reads files only; the queue is never asked."""
     from cli.output import console, duration, size, table
-    from dagman.history import read_history
+    from dagman.observed import read_history
     from dagman.runs import find_run
     from dagman.status import as_data
 

@@ -23,6 +23,14 @@ class Event:
     at: float
     facts: Mapping[str, Any]
 
+    def text(self, *keys: str) -> str | None:
+        """The first of these attributes that says something, on one line."""
+        for key in keys:
+            said = " ".join(str(self.facts.get(key) or "").split())
+            if said:
+                return said
+        return None
+
     @property
     def node(self) -> str | None:
         """The DAG node that a submit or skip event names: `DAG Node: x` up to HTCondor 24, an ad with DAGNodeName since."""

@@ -1,72 +1,87 @@
-"""One timeline of a run, from event log, handovers and staging: the data behind `segue status`, never a poll of the queue.
+"""One timeline of a run as plain data, and how it follows from what was observed: the model behind `segue status`.
 
-`timeline` is a pure function of what was read; `read_history` reads. Times are Unix seconds.
+`timeline` is a pure function; dagman.observed reads event log, handovers and staging for it. Times are Unix seconds.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dagman import events as ev
-from dagman.events import Event, read_events
-from dagman.runs import RunPlace
+from dagman.attempts import Attempt, Job, jobs_of_nodes
+from dagman.epochs import ClaimSeen, claim_of_handover, epochs_of
+from dagman.events import Event
 
-_SEGMENT = re.compile(r"segment_(\d+)")
-_COMMIT = re.compile(r"(\d{9,})\.e(\d{6,})\.tar")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One execution. ``number`` counts from 1 in its segment; ``outcome``: running, evicted, finished, failed, held, removed, lost."""
-
-    number: int
-    job: str
-    began: float
-    ended: float | None
-    outcome: str
-    exit_code: int | None = None
-    machine: str | None = None
-    slot: str | None = None
-    reason: str | None = None
-    epoch: int | None = None
+SEGMENT = re.compile(r"segment_(\d+)")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One node of the chain. ``state``: waiting, queued, running, held, finished, skipped, failed, removed."""
+    """One node of the chain. ``state``: waiting, queued, running, held, finished, skipped, failed, removed.
+
+    The state is that of the newest DAG submission; ``attempts`` are of all.
+    """
 
     number: int
     node: str
     queue_class: str
     state: str
+    reason: str | None = None
     attempts: tuple[Attempt, ...] = ()
     handover: Mapping[str, Any] | None = None
 
     @property
     def evictions(self) -> int:
         """Attempts that HTCondor ended and will repeat."""
-        return sum(attempt.outcome in ("evicted", "lost") for attempt in self.attempts)
+        return sum(attempt.outcome in ("evicted", "lost", "held") for attempt in self.attempts)
 
 
 @dataclass(frozen=True)
 class NewestCommit:
-    """The commit that a restore would take first, by its name and the file's time."""
+    """The commit that a restore would take first, by its name and the file's time.
+
+    ``step_s``: seconds a step between it and the one before it of the same epoch, None without one.
+    """
 
     name: str
     step: int
     epoch: int
     bytes: int
     at: float
+    step_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that this machine can see of a run.
+
+    ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
+    submission holds for done. ``last_words``: the last line that each other node's job wrote to stderr.
+    """
+
+    run: str
+    steps: int
+    classes: Mapping[str, str]
+    node_events: Sequence[Event] = ()
+    skip_events: Sequence[Event] = ()
+    dag_events: Sequence[Event] = ()
+    handovers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    claims: Sequence[ClaimSeen] = ()
+    commit: NewestCommit | None = None
+    staging_visible: bool = True
+    done: frozenset[str] = frozenset()
+    last_words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class History:
-    """A run so far. ``state``: not-submitted, queued, running, held, complete, failed, removed."""
+    """A run so far. ``state``: not-submitted, queued, running, held, complete, failed, removed.
+
+    ``step_s``: measured seconds a step, None before there is a measurement; ``left_s``: training time left at that pace, without queueing.
+    """
 
     run: str
     state: str
@@ -80,208 +95,159 @@ class History:
     began: float | None = None
     ended: float | None = None
     staging_visible: bool = True
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    step_s: float | None = None
 
     @property
     def evictions(self) -> int:
         """Over all segments."""
         return sum(segment.evictions for segment in self.segments)
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds of training that are left; None when nothing was measured."""
+        return None if self.step_s is None else max(0, self.steps - self.step) * self.step_s
 
-@dataclass
-class _Job:
-    """One submission of a node, while its events are read."""
 
-    cluster: int
-    submitted: float
-    attempts: list[Attempt] = field(default_factory=list)
-    state: str = "queued"
+@dataclass(frozen=True)
+class _Dag:
+    """The newest submission of the DAG."""
+
+    state: str = "not-submitted"
+    began: float | None = None
+    ended: float | None = None
     reason: str | None = None
 
 
-def _jobs(events: Sequence[Event]) -> dict[str, list[_Job]]:
-    """Submissions of each node in order, with their attempts."""
-    nodes: dict[str, list[_Job]] = {}
-    by_cluster: dict[int, _Job] = {}
-    for event in events:
-        if event.kind == ev.SUBMIT:
-            name = event.node
-            if name is not None:
-                job = _Job(event.cluster, event.at)
-                by_cluster[event.cluster] = job
-                nodes.setdefault(name, []).append(job)
-            continue
-        found = by_cluster.get(event.cluster)
-        if found is not None:
-            _apply(found, event)
-    return nodes
-
-
-def _apply(job: _Job, event: Event) -> None:
-    kind, facts = event.kind, event.facts
-    if kind == ev.EXECUTE:
-        host = str(facts.get("SlotName") or "") or None
-        machine = host.split("@", 1)[1] if host and "@" in host else None
-        job.attempts.append(
-            Attempt(
-                len(job.attempts) + 1,
-                f"{job.cluster}.0",
-                event.at,
-                None,
-                "running",
-                machine=machine,
-                slot=host,
-            )
-        )
-        job.state = "running"
-    elif kind in (ev.EVICTED, ev.SHADOW_EXCEPTION, ev.RECONNECT_FAILED):
-        _close(
-            job,
-            event,
-            "evicted" if kind == ev.EVICTED else "lost",
-            str(facts.get("Reason") or facts.get("Message") or "") or None,
-        )
-        job.state = "queued"
-    elif kind == ev.TERMINATED:
-        normally = bool(facts.get("TerminatedNormally", True))
-        code = facts.get("ReturnValue") if normally else None
-        good = normally and code == 0
-        reason = None if normally else f"killed by signal {facts.get('TerminatedBySignal')}"
-        _close(job, event, "finished" if good else "failed", reason, int(code) if isinstance(code, int) else None)
-        job.state = "finished" if good else "failed"
-        job.reason = reason or (None if good else f"exit code {code}")
-    elif kind == ev.ABORTED:
-        _close(job, event, "removed", str(facts.get("Reason") or "") or None)
-        job.state = "removed"
-    elif kind == ev.HELD:
-        job.reason = str(facts.get("HoldReason") or "") or None
-        _close(job, event, "held", job.reason)
-        job.state = "held"
-    elif kind == ev.RELEASED:
-        job.state = "queued"
-
-
-def _close(job: _Job, event: Event, outcome: str, reason: str | None, code: int | None = None) -> None:
-    if job.attempts and job.attempts[-1].ended is None:
-        last = job.attempts[-1]
-        job.attempts[-1] = Attempt(
-            last.number, last.job, last.began, event.at, outcome, code, last.machine, last.slot, reason
-        )
-
-
-def _dag_state(own: Sequence[Event]) -> tuple[str, float | None, float | None, str | None]:
-    """(state, began, ended, reason) from DAGMan's own job log; only its newest job counts."""
-    state, began, ended, reason = "not-submitted", None, None, None
-    newest = max((event.cluster for event in own), default=None)
+def _dag_state(own: Sequence[Event]) -> _Dag:
+    """From DAGMan's own job log: submissions are appended, or replace it (-f); the last one counts."""
+    found, newest = _Dag(), None
     for event in own:
-        if event.cluster != newest:
-            continue
         if event.kind == ev.SUBMIT:
-            state, began, ended, reason = "queued", event.at, None, None
-        elif event.kind in (ev.EXECUTE, ev.RELEASED):
-            state = "running"
-        elif event.kind == ev.HELD:
-            state, reason = "held", str(event.facts.get("HoldReason") or "")
-        elif event.kind == ev.ABORTED:
-            state, ended, reason = "removed", event.at, str(event.facts.get("Reason") or "")
-        elif event.kind == ev.TERMINATED:
-            code = event.facts.get("ReturnValue")
-            state, ended = ("complete" if code == 0 else "failed"), event.at
-    return state, began, ended, reason
-
-
-def timeline(
-    run: str,
-    steps: int,
-    classes: Mapping[str, str],
-    node_events: Sequence[Event],
-    skip_events: Sequence[Event],
-    dag_events: Sequence[Event],
-    handovers: Mapping[int, Mapping[str, Any]],
-    commit: NewestCommit | None,
-    staging_visible: bool = True,
-    last_words: Mapping[str, str] | None = None,
-) -> History:
-    """Put together what was read.
-
-    ``classes``: queue class by node name of every segment of the DAG, in order. ``last_words``: the last line that each other node's job
-    wrote to stderr.
-    """
-    jobs = _jobs(node_events)
-    state, began, ended, reason = _dag_state(dag_events)
-    skipped = {event.node for event in skip_events if event.kind == ev.PRESKIP}
-    segments = []
-    for name, queue_class in classes.items():
-        match = _SEGMENT.fullmatch(name)
-        if match is None:
+            newest = event.cluster
+            found = _Dag("queued", event.at)
+        elif event.cluster != newest:
             continue
-        number = int(match[1])
-        handover = handovers.get(number)
-        submissions = jobs.get(name, [])
-        attempts: list[Attempt] = []
-        for job in submissions:
-            for attempt in job.attempts:
-                attempts.append(_with_epoch(attempt, len(attempts) + 1, handover))
-        newest = submissions[-1] if submissions else None
-        skipped_now = name in skipped and (newest is None or newest.submitted < (began or 0))
-        shown = "skipped" if skipped_now else newest.state if newest else "waiting"
-        segments.append(Segment(number, name, queue_class, shown, tuple(attempts), handover))
-    others = {name: found[-1].state for name, found in jobs.items() if not _SEGMENT.fullmatch(name)}
-    step = commit.step if commit else max((int(h.get("step") or 0) for h in handovers.values()), default=0)
-    if state == "running" and any(s.state == "held" for s in segments):
-        held = next(s for s in segments if s.state == "held")
-        reason = next((a.reason for a in reversed(held.attempts) if a.reason), None)
-    if state == "failed" and reason is None:
-        reason = _failure(segments, jobs, last_words or {})
+        elif event.kind in (ev.EXECUTE, ev.RELEASED):
+            found = replace(found, state="running", reason=None)
+        elif event.kind in (ev.EVICTED, ev.SHADOW_EXCEPTION):
+            found = replace(found, state="queued")
+        elif event.kind == ev.HELD:
+            found = replace(found, state="held", reason=event.text("HoldReason"))
+        elif event.kind == ev.ABORTED:
+            found = replace(found, state="removed", ended=event.at, reason=event.text("Reason"))
+        elif event.kind == ev.TERMINATED:
+            good = event.facts.get("TerminatedNormally", True) and event.facts.get("ReturnValue") == 0
+            # A DAG that was removed ends by itself, after its jobs.
+            state = "removed" if found.state == "removed" else "complete" if good else "failed"
+            found = replace(found, state=state, ended=event.at)
+    return found
+
+
+def timeline(seen: Observed) -> History:
+    """Put together what was observed."""
+    jobs = jobs_of_nodes(seen.node_events)
+    dag = _dag_state(seen.dag_events)
+    skipped: dict[str, float] = {}
+    for event in seen.skip_events:
+        if event.kind == ev.PRESKIP and event.node is not None:
+            skipped[event.node] = event.at
+    attempts = _attempts(jobs, dag, seen)
+    segments = tuple(
+        Segment(
+            int(match[1]), name, queue_class, *_node_state(name, jobs.get(name, []), skipped.get(name), dag, seen),
+            attempts.get(name, ()), seen.handovers.get(int(match[1])),
+        )
+        for name, queue_class in seen.classes.items()
+        if (match := SEGMENT.fullmatch(name)) is not None
+    )  # fmt: skip
+    others = {}
+    for name, found in jobs.items():
+        if SEGMENT.fullmatch(name) is None:
+            others[name] = _node_state(name, found, None, dag, seen)[0]
+    step = seen.commit.step if seen.commit else max((_step(each) for each in seen.handovers.values()), default=0)
+    state, reason = dag.state, dag.reason
+    if state == "failed":
+        reason = _failure(segments, jobs, others, seen.last_words) or reason
+    elif state == "running":
+        reason = next((f"{each.node} is held: {each.reason}" for each in segments if each.state == "held"), None)
     return History(
-        run, state, steps, step, tuple(segments), others, commit, _next(state, segments, others, step, steps), reason, began, ended, staging_visible,
+        seen.run, state, seen.steps, step, segments, others, seen.commit, _next(state, segments, others, step, seen.steps), reason,
+        dag.began, dag.ended, seen.staging_visible, _step_seconds(seen),
     )  # fmt: skip
 
 
-def _with_epoch(attempt: Attempt, number: int, handover: Mapping[str, Any] | None) -> Attempt:
-    epoch = None
-    if handover is not None and attempt.ended is not None and handover.get("job_id") == attempt.job:
-        began = handover.get("began")
-        if (
-            isinstance(began, int | float)
-            and attempt.began - 5 <= began <= attempt.ended + 5
-            and isinstance(handover.get("epoch"), int)
-        ):
-            epoch = int(handover["epoch"])
-    return Attempt(
-        number,
-        attempt.job,
-        attempt.began,
-        attempt.ended,
-        attempt.outcome,
-        attempt.exit_code,
-        attempt.machine,
-        attempt.slot,
-        attempt.reason,
-        epoch,
+def _attempts(jobs: Mapping[str, Sequence[Job]], dag: _Dag, seen: Observed) -> dict[str, tuple[Attempt, ...]]:
+    """Attempts by segment, numbered, each with its epoch where that is known."""
+    began = dag.began or 0.0
+    pairs = sorted(
+        (
+            (name, replace(attempt, earlier=job.submitted < began))
+            for name, found in jobs.items()
+            if SEGMENT.fullmatch(name)
+            for job in found
+            for attempt in job.attempts
+        ),
+        key=lambda pair: pair[1].began,
     )
+    handed = (claim_of_handover(handover) for handover in seen.handovers.values())
+    claims = [*seen.claims, *(claim for claim in handed if claim is not None)]
+    epochs = epochs_of([attempt for _, attempt in pairs], claims)
+    found: dict[str, list[Attempt]] = {}
+    for place, (name, attempt) in enumerate(pairs):
+        own = found.setdefault(name, [])
+        own.append(replace(attempt, number=len(own) + 1, epoch=epochs.get(place)))
+    return {name: tuple(own) for name, own in found.items()}
+
+
+def _node_state(
+    name: str, jobs: Sequence[Job], skipped_at: float | None, dag: _Dag, seen: Observed
+) -> tuple[str, str | None]:
+    """State and reason of a node in the newest submission: what an earlier one left behind counts only where its rescue file says so."""
+    began = dag.began or 0.0
+    newest = jobs[-1] if jobs else None
+    if skipped_at is not None and skipped_at >= max(began, newest.submitted if newest else 0.0):
+        return "skipped", None
+    if newest is not None and newest.submitted >= began:
+        state = newest.state
+        if dag.ended is not None and state in ("queued", "running", "held"):
+            state = "removed"  # the DAG has gone, and takes its jobs along
+        return state, newest.reason
+    if name in seen.done:
+        return ("finished" if newest is not None else "skipped"), None
+    return "waiting", None
+
+
+def _step(handover: Mapping[str, Any]) -> int:
+    step = handover.get("step")
+    return step if isinstance(step, int) else 0
+
+
+def _step_seconds(seen: Observed) -> float | None:
+    if seen.commit is not None and seen.commit.step_s is not None:
+        return seen.commit.step_s
+    for _, handover in sorted(seen.handovers.items(), reverse=True):
+        pace = handover.get("pace")
+        found = pace.get("step_s") if isinstance(pace, dict) else None
+        if isinstance(found, int | float) and found > 0 and handover.get("commits"):
+            return float(found)
+    return None
 
 
 def _failure(
-    segments: Sequence[Segment], jobs: Mapping[str, Sequence[_Job]], last_words: Mapping[str, str]
+    segments: Sequence[Segment], jobs: Mapping[str, Sequence[Job]], others: Mapping[str, str], said: Mapping[str, str]
 ) -> str | None:
     for segment in segments:
         if segment.state == "failed":
-            said = segment.handover.get("reason") if segment.handover else None
-            if said:
-                return f"{segment.node}: {said}"
             last = segment.attempts[-1] if segment.attempts else None
-            return f"{segment.node}: " + (
-                f"exit code {last.exit_code}"
-                if last and last.exit_code is not None
-                else (last.reason or "failed")
-                if last
-                else "failed"
-            )
-    for name, found in jobs.items():
-        if found[-1].state == "failed":
-            said = last_words.get(name, "")
-            return f"{name}: {said.removeprefix('segue: error: ') or f'{found[-1].reason}; see logs/{name}.err'}"
+            handover = segment.handover or {}
+            # A handover of an earlier attempt says nothing of this one.
+            own = last is not None and handover.get("job_id") == last.job and handover.get("state") != "running"
+            words = handover.get("reason") if own else None
+            return f"{segment.node}: {words or segment.reason or 'failed'}"
+    for name, state in others.items():
+        if state == "failed":
+            words = said.get(name, "").removeprefix("segue: error: ")
+            return f"{name}: {words or f'{jobs[name][-1].reason}; see logs/{name}.err'}"
     return None
 
 
@@ -294,7 +260,7 @@ def _next(state: str, segments: Sequence[Segment], others: Mapping[str, str], st
         return {
             "failed": "mend the cause, then segue submit: it goes on from the newest commit",
             "removed": "segue submit goes on from the newest commit",
-            "held": "condor_q -hold says why; then condor_release or condor_rm",
+            "held": "condor_release DAGMan's own job, or condor_rm it",
         }[state]
     for segment in segments:
         if segment.state == "running":
@@ -303,6 +269,11 @@ def _next(state: str, segments: Sequence[Segment], others: Mapping[str, str], st
             return f"{segment.node} is held: mend the cause, then condor_release it"
         if segment.state == "queued":
             return f"{segment.node} waits for a machine"
+        if segment.state == "failed":
+            return f"{segment.node} failed ({segment.reason}): it is tried again, unless that cannot help"
+    for name in others:
+        if name != "consolidate" and others[name] in ("queued", "running", "held"):
+            return f"{name} {'is held: mend the cause, then condor_release it' if others[name] == 'held' else 'comes before the first segment'}"
     if others.get("consolidate") in ("queued", "running"):
         return "consolidate writes the result"
     waiting = [segment.node for segment in segments if segment.state == "waiting"]
@@ -310,87 +281,4 @@ def _next(state: str, segments: Sequence[Segment], others: Mapping[str, str], st
         return "consolidate" if others.get("consolidate") != "finished" else "the end of the workflow"
     return (
         f"{waiting[0]} is submitted" if waiting and others.get("stage") == "finished" else "stage verifies the inputs"
-    )
-
-
-def newest_commit(store: Path) -> NewestCommit | None:
-    """The commit that a restore tries first: highest epoch, then highest step; from names alone."""
-    best: tuple[int, int, str] | None = None
-    try:
-        names = [entry.name for entry in (store / "checkpoints").iterdir()]
-    except OSError:
-        return None
-    for name in names:
-        match = _COMMIT.fullmatch(name)
-        if match is not None:
-            key = (int(match[2]), int(match[1]), name)
-            best = max(best, key) if best else key
-    if best is None:
-        return None
-    try:
-        found = (store / "checkpoints" / best[2]).stat()
-    except OSError:
-        return None
-    return NewestCommit(best[2], best[1], best[0], found.st_size, found.st_mtime)
-
-
-def read_handovers(directory: Path) -> dict[int, dict[str, Any]]:
-    """Handovers by segment; one that cannot be read is left out."""
-    found = {}
-    for path in sorted((directory / "handovers").glob("segment-*.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            number = int(path.stem.removeprefix("segment-"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(data, dict) and data.get("state") != "pending":
-            found[number] = data
-    return found
-
-
-def read_last_words(directory: Path) -> dict[str, str]:
-    """The last line of each helper node's stderr, where there is one."""
-    found = {}
-    for path in (directory / "logs").glob("*.err"):
-        if path.stem.startswith("segment-"):
-            continue
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except OSError:
-            continue
-        if lines:
-            found[path.stem] = lines[-1]
-    return found
-
-
-def read_classes(dag: Path) -> dict[str, str]:
-    """Queue class of every segment, in the order of the .dag file."""
-    found = {}
-    try:
-        text = dag.read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    for line in text.splitlines():
-        match = re.fullmatch(r'VARS (\S+) .*\bclass="([^"]*)".*', line)
-        if match is not None:
-            found[match[1]] = match[2]
-    return found
-
-
-def read_history(place: RunPlace) -> History:
-    """Everything that this machine can see of the run, read once."""
-    directory, job = place.directory, place.job
-    dag = f"{job.run}.dag"
-    store = place.store
-    return timeline(
-        job.run,
-        job.steps,
-        read_classes(directory / dag),
-        read_events(directory / "events.log"),
-        read_events(directory / f"{dag}.nodes.log"),
-        read_events(directory / f"{dag}.dagman.log"),
-        read_handovers(directory),
-        newest_commit(store),
-        store.parent.parent.is_dir(),
-        read_last_words(directory),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import BadInput, SegueError
-from dagman.history import read_history
+from dagman.observed import read_history
 from dagman.runs import RunPlace
 
 _KEPT = re.compile(r"(\d{6,})\.log\.gz")

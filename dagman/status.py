@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dagman.history import Attempt, History, Segment
+from dagman.attempts import Attempt
+from dagman.history import History, Segment
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
     return {
         "number": attempt.number,
         "job": attempt.job,
+        "earlier": attempt.earlier,
         "epoch": attempt.epoch,
         "outcome": attempt.outcome,
         "exit_code": attempt.exit_code,
@@ -31,7 +33,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "state": segment.state,
         "evictions": segment.evictions,
         "step": handover.get("step"),
-        "reason": handover.get("reason"),
+        "reason": segment.reason or handover.get("reason"),
         "handover": segment.handover,
         "attempts": [_attempt(attempt) for attempt in segment.attempts],
     }
@@ -53,6 +55,8 @@ def as_data(history: History, now: float) -> dict[str, Any]:
         "last_commit_step": commit.step if commit else None,
         "last_commit_age_s": round(max(0.0, now - commit.at), 3) if commit else None,
         "last_commit_bytes": commit.bytes if commit else None,
+        "step_s": history.step_s,
+        "left_s": history.left_s,
         "staging_visible": history.staging_visible,
         "began": history.began,
         "ended": history.ended,
