@@ -15,8 +15,9 @@ from pathlib import Path
 from agent.errors import SegueError
 from agent.pack import DigestMismatch, Packed, digest_of
 from agent.store import names
-from agent.store.budget import Room, ceph_rooms, usage
+from agent.store.budget import Room, ceph_rooms, quotas_room, usage
 from agent.store.fs import PosixFileSystem
+from dagman import quotas
 from dagman.shipping import rsync, survey
 from dagman.shipping.ssh import Connection
 from dagman.shipping.survey import INPUTS, Survey, partial_name
@@ -141,7 +142,7 @@ class Here(Place):
                 "",
                 archives,
                 partial,
-                tuple(ceph_rooms(fs, self.staging)),
+                tuple(ceph_rooms(fs, self.staging)) or _told(self.staging),
                 usage(fs, self.staging),
                 usage(fs, f"{self.staging}/segue/{run}"),
                 Room("the file system", space.bytes, space.items),
@@ -183,6 +184,12 @@ class Here(Place):
 
     def bring(self, archive: RunArchive, work: Path, progress: Progress | None = None) -> Path:
         return Path(self.staging) / archive.path
+
+
+def _told(staging: str) -> tuple[Room, ...]:
+    """By `get_quotas` of this machine, where it is an access point."""
+    room = quotas_room(quotas.asked() or "", staging)
+    return () if room is None else (room,)
 
 
 _DIGEST = """\

@@ -20,7 +20,7 @@ from pathlib import Path
 from agent.errors import BadInput, SegueError
 from agent.pack import digest_of
 from agent.store.archive import Entry
-from agent.store.errors import BadArchive, StoreError, speaking
+from agent.store.errors import BadArchive, NoRoom, StoreError, speaking
 from agent.store.fs import PosixFileSystem, remove_tree
 from agent.store.manifest import Manifest, decode
 from agent.store.names import readers_order
@@ -89,7 +89,7 @@ def above(where: Destination, to: Path) -> Path:
     parts = []
     for key, value in (
         ("config", spec.trainer.options.get("config")),
-        ("exp_name", spec.trainer.options.get("exp_name", spec.name)),
+        ("exp_name", spec.trainer.options.get("exp_name") or spec.name),
     ):
         if not isinstance(value, str) or not _PLAIN.fullmatch(value):
             raise BadInput(
@@ -255,6 +255,11 @@ def _fetch(
             # What was here of an earlier pull may be of another archive of this name; a whole new one that is bad is bad over there.
             if again or not arrived:
                 raise _bad(where, place, archive, error) from error
+        except NoRoom as error:
+            _remove(unpacked)
+            raise SegueError(
+                f"{work.parent}: no room to unpack {archive.name}: make some, or give another directory with --to; what was fetched is kept"
+            ) from error
         except BaseException:
             _remove(unpacked)
             raise

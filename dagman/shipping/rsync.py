@@ -19,8 +19,8 @@ from dagman.shipping.ssh import Connection, Lost, last_line, lost, plain_environ
 
 Progress = Callable[[int], None]
 _BYTES = re.compile(rb"\s*([\d,.']+)\s+\d+%")
-# Seconds without a byte after which a transfer is given up; writing a cold disk's cache may take minutes.
-_SILENCE_S = 300
+# Seconds without a byte after which a transfer is given up. Comparing what arrived before takes minutes; ssh itself notices a dead line.
+_SILENCE_S = 1800
 _BROKEN = {10, 12, 30, 35, 255}
 
 

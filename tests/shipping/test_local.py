@@ -80,3 +80,15 @@ def test_the_workflow_finds_what_was_staged(local: Local, workdir: Path) -> None
     one = local.segue("stage")["inputs"][0]
     (entry,) = prepare(ask(local.toml), to=workdir / "demo").job.inputs
     assert (entry.archive, entry.sha256, entry.bytes) == (one["archive"], one["sha256"], one["bytes"])
+
+
+def test_get_quotas_of_this_machine_counts(
+    local: Local, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tools = tmp_path_factory.mktemp("bin")
+    line = f"{local.toml.parent}/staging 100 100 10 1000"
+    (tools / "get_quotas").write_text(f"#!/bin/sh\necho '{line}'\n")
+    (tools / "get_quotas").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    said = local.segue("stage", expect=1)
+    assert "(get_quotas) leaves 0 bytes and 990 items" in said

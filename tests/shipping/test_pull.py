@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -134,6 +135,24 @@ def test_a_damaged_archive_puts_nothing_in_place(run: Run, tmp_path: Path, place
     said = run.segue("pull", "--to", str(there(run)), expect=1)
     assert "damaged in staging" in said and "nothing was put in place" in said
     assert not (there(run) / "checkpoints").exists()
+
+
+def test_a_disk_that_fills_while_unpacking_keeps_what_was_fetched(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agent.store.fs import PosixFileSystem
+
+    path = archive(run.staging, tmp_path, step=100, label="100")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PosixFileSystem, "truncate", full)
+        said = run.segue("pull", "--to", str(there(run)), expect=1)
+    assert "no room to unpack" in said and "--to" in said
+    assert not (there(run) / "checkpoints").exists()
+    assert run.json("pull", "--to", str(there(run)))["from_bytes"] == path.stat().st_size
 
 
 def test_an_archive_of_another_run_is_refused(run: Run, tmp_path: Path) -> None:

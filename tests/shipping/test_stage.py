@@ -224,3 +224,19 @@ def test_two_at_once_in_one_directory_are_refused(run: Run, slow: Callable[[], N
         assert "another `segue stage`" in run.segue("stage", expect=1)
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_what_a_killed_one_left_is_removed(run: Run) -> None:
+    left = run.toml.parent / ".segue-stage" / ".packing-1-2.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"x")
+    assert run.json("stage")["inputs"][0]["action"] == "uploaded"
+    assert names(run.toml.parent) == ["data", "run.staged.json", "run.toml"]
+
+
+def test_archives_are_packed_where_there_is_room(run: Run, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    run.segue("stage", "--temporary", str(elsewhere))
+    assert names(elsewhere) == []
+    (run.toml.parent / "data" / "episode.bin").write_bytes(b"new")
+    assert "--temporary" in run.segue("stage", "--temporary", "/proc/nowhere", expect=1)
