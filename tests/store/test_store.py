@@ -22,6 +22,7 @@ from agent.store import (
     latest,
     snapshot,
 )
+from agent.store.errors import NewerFormat
 from tests.store.trees import make_checkpoint, picture
 
 FINGERPRINT = {"recipe": "reference", "dataset": "sha256:1"}
@@ -274,3 +275,33 @@ def test_an_empty_snapshot_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(BadCheckpoint, match="empty"):
         store.publish(claim, tmp_path / "nothing", Metadata(10, "10"))
+
+
+def test_what_a_newer_segue_wrote_is_refused_and_left_as_it_is(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), FINGERPRINT)
+    publish(store, claim, tmp_path, 10)
+    newer = newest_in_format_2(store, claim, tmp_path)
+    before = {path: path.read_bytes() for path in store.root.rglob("*.tar")}
+    (tmp_path / "back").mkdir()
+    with pytest.raises(NewerFormat, match="use a newer segue"):
+        store.restore(tmp_path / "back")
+    assert [one.step for one in store.prune(claim, Retention())] == []
+    assert {path: path.read_bytes() for path in store.root.rglob("*.tar")} == before and newer in before
+    assert list((tmp_path / "back").iterdir()) == []
+    (store.root / "epochs" / "000002.json").write_text('{"format": 2}')
+    with pytest.raises(NewerFormat, match=r"000002\.json: written in format 2, this segue knows 1: use a newer segue"):
+        store.claim(Claimant(), FINGERPRINT)
+    assert store.current_epoch() == 2
+
+
+def newest_in_format_2(store: Store, claim: Claim, place: Path) -> Path:
+    """A commit of step 20 as a later version might write it: its manifest says format 2 and has keys of its own."""
+    from agent.store import manifest
+
+    before = manifest.FORMAT
+    manifest.FORMAT = 2
+    try:
+        publish(store, claim, place, 20)
+    finally:
+        manifest.FORMAT = before
+    return store.root / "checkpoints" / "000000020.e000001.tar"
