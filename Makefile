@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: bench-convert torture bench-store bench-agent setup demo reacher test check clean
+.PHONY: test-openpi test-lerobot bench-convert torture bench-store bench-agent setup demo reacher test check clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,31 @@ bench-store: $(STAMP)
 
 bench-convert: $(STAMP)
 	@$(BIN)/python -m bench.bench_convert
+
+# The real trainers, in environments of their own (docs/recipes.md). Skipped, with the reason, where no checkout is given:
+#   make test-openpi OPENPI_DIR=<checkout of commit 15a9616> [OPENPI_PYTHON=…] [LEROBOT_DIR=<checkout of the commit that OpenPI pins>]
+#   make test-lerobot [LEROBOT_PYTHON=…]
+PYTHON311 ?= python3.11
+OPENPI_PYTHON ?= $(wildcard $(OPENPI_DIR)/.venv/bin/python)
+OPENPI_ENV := $(if $(OPENPI_PYTHON),,$(if $(OPENPI_DIR),.work/openpi-venv))
+LEROBOT_ENV := $(if $(LEROBOT_PYTHON),,.work/lerobot-venv)
+
+test-openpi: export OPENPI_DIR := $(OPENPI_DIR)
+test-openpi: export OPENPI_PYTHON := $(or $(OPENPI_PYTHON),$(OPENPI_ENV:%=$(CURDIR)/%/bin/python))
+test-openpi: $(STAMP) $(OPENPI_ENV:%=%/.ready)
+	$(BIN)/python -m pytest -s tests/real/test_openpi.py
+
+test-lerobot: export LEROBOT_PYTHON := $(or $(LEROBOT_PYTHON),$(LEROBOT_ENV:%=$(CURDIR)/%/bin/python))
+test-lerobot: $(STAMP) $(LEROBOT_ENV:%=%/.ready)
+	$(BIN)/python -m pytest -s tests/real/test_lerobot.py
+
+.work/openpi-venv/.ready:
+	$(PYTHON311) tests/real/setup_openpi.py --openpi $(OPENPI_DIR) --venv $(@D) $(if $(LEROBOT_DIR),--lerobot $(LEROBOT_DIR))
+	@touch $@
+
+.work/lerobot-venv/.ready:
+	$(PYTHON311) tests/real/setup_lerobot.py --venv $(@D)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .work build dist *.egg-info

@@ -35,6 +35,7 @@ args = ["--num-workers=0", "--log-interval=1"]
 JAX_PLATFORMS = "cpu"
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 HF_HUB_OFFLINE = "1"
+OMP_NUM_THREADS = "2"
 REAL_DIARY = "{directory}/diary"
 REAL_STEP_S = "{step_s}"
 
@@ -58,7 +59,7 @@ def checkout() -> Path:
 
 
 @pytest.fixture(scope="module")
-def interpreter() -> Path:
+def interpreter(checkout: Path) -> Path:
     return given(
         "OPENPI_PYTHON", "the Python of an environment with OpenPI's pins; tests/real/setup_openpi.py makes one"
     )
@@ -99,7 +100,7 @@ def disturbed(chain: RealChain) -> None:
 
 
 def test_jax_chain_resumes_bit_by_bit_and_is_served(
-    pool: EmbeddedPool, workdir: Path, checkout: Path, interpreter: Path
+    checkout: Path, interpreter: Path, pool: EmbeddedPool, workdir: Path
 ) -> None:
     chain = chain_of("openpi", pool, workdir, checkout, interpreter)
 
