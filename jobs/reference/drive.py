@@ -64,12 +64,12 @@ class Driver:
         return self._pending.pop(0)
 
 
-def drive(host: str, port: int, episodes: int, seed: int, beside: bool) -> dict[str, Any]:
+def drive(host: str, port: int, episodes: int, seed: int, beside: bool, wait_s: float = _WAIT_S) -> dict[str, Any]:
     """Success rates from 0 to 1; ``beside``: the expert's on the same episodes too."""
     from jobs.reference.reacher import Arm, expert, success_rate
     from jobs.serving.client import connected
 
-    with connected(host, port, _WAIT_S) as client:
+    with connected(host, port, wait_s) as client:
         metadata = client.get_server_metadata()
         camera = wants_camera(metadata)
         with Arm(camera) as arm:
@@ -93,10 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=natural, default=100)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--expert", action="store_true", help="the expert's rate on the same episodes too")
+    parser.add_argument(
+        "--wait", type=float, default=_WAIT_S, help="seconds to wait for a server that is not there yet"
+    )
     options = parser.parse_args(arguments)
     if options.seed < 0:
         raise BadInput(f"--seed {options.seed}: a seed is 0 or greater")
-    print(json.dumps(drive(options.host, options.port, options.episodes, options.seed, options.expert)))
+    print(json.dumps(drive(options.host, options.port, options.episodes, options.seed, options.expert, options.wait)))
     return 0
 
 

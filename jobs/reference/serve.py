@@ -32,7 +32,7 @@ _LARGEST_MESSAGE = 16 * 2**20
 
 
 class Served:
-    """A policy as the server sees it. ``metadata`` is what a client is told first."""
+    """A policy as the server sees it. ``metadata`` is what a client is told first; what an observation must hold is part of it."""
 
     def __init__(self, actor: Actor, step: int) -> None:
         self._actor = actor
@@ -40,13 +40,13 @@ class Served:
         shapes = {"state": [config.state]}
         if config.image:
             shapes["image"] = [config.image, config.image, 3]
+        self._needed: dict[str, dict[str, Any]] = {
+            name: {"shape": shape, "dtype": "uint8" if name == "image" else "float32"} for name, shape in shapes.items()
+        }
         self.metadata: dict[str, Any] = {
             "policy": "segue reference",
             "step": step,
-            "observation": {
-                name: {"shape": shape, "dtype": "uint8" if name == "image" else "float32"}
-                for name, shape in shapes.items()
-            },
+            "observation": self._needed,
             "actions": [1, config.actions],
         }
 
@@ -57,7 +57,7 @@ class Served:
         if not isinstance(observation, dict):
             raise BadInput(f"an observation is a map with {self._wanted()}; this is a {type(observation).__name__}")
         found = {}
-        for name, asked in self.metadata["observation"].items():
+        for name, asked in self._needed.items():
             if name not in observation:
                 there = ", ".join(map(str, observation)) or "nothing"
                 raise BadInput(f"the observation has no {name!r} (there: {there}); needed is {self._wanted()}")
@@ -77,14 +77,10 @@ class Served:
         """Compile, so that the first observation of a robot does not wait for it."""
         import numpy as np
 
-        self.infer(
-            {name: np.zeros(asked["shape"], asked["dtype"]) for name, asked in self.metadata["observation"].items()}
-        )
+        self.infer({name: np.zeros(asked["shape"], asked["dtype"]) for name, asked in self._needed.items()})
 
     def _wanted(self) -> str:
-        return " and ".join(
-            f"{name!r} {asked['dtype']}{asked['shape']}" for name, asked in self.metadata["observation"].items()
-        )
+        return " and ".join(f"{name!r} {asked['dtype']}{asked['shape']}" for name, asked in self._needed.items())
 
 
 def read_policy(checkpoint: Path, untrained: bool) -> Served:

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,10 @@ def connected(host: str, port: int, wait_s: float = 0.0) -> Iterator[Any]:
             )
         time.sleep(POLL_S)
     try:
-        client = policy_class(host, port)
+        with warnings.catch_warnings():
+            # websockets 17 wants its connections in a `with`; openpi-client keeps one in an attribute.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            client = policy_class(host, port)
     except Exception as error:  # websockets and msgpack have many kinds
         raise SegueError(f"{host}, port {port}: a server answers, but not as a policy server does ({error})") from error
     try:
