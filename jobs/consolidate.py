@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -27,6 +28,9 @@ from jobs.consolidate_kinds import kind_of
 if TYPE_CHECKING:
     from agent.store import Commit, Store
     from agent.store.manifest import Manifest
+
+
+_AGAIN = "SEGUE_CONSOLIDATE_AGAIN"
 
 
 class NotComplete(SegueError):
@@ -123,12 +127,28 @@ def consolidate(job: JobConfig, scratch: Path) -> dict[str, object]:
     }
 
 
+def go_on_with_orbax(job: JobConfig) -> None:
+    """Where this Python has no orbax, go on in the trainer's, which has: an image's `python3` need not be the one with its packages."""
+    from importlib.util import find_spec
+
+    from agent.recipes.environment import python
+
+    if find_spec("orbax") is not None or os.environ.get(_AGAIN):
+        return
+    words = [python(job), *sys.orig_argv[1:]] if sys.argv[0] != "-c" else []
+    if words and words[0] != sys.executable and shutil.which(words[0]):
+        print(f"consolidate: no orbax in {sys.executable}: going on with {words[0]}", file=sys.stderr, flush=True)
+        os.execve(shutil.which(words[0]) or words[0], words, {**os.environ, _AGAIN: "1"})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Consolidate; JSON on stdout."""
     parser = argparse.ArgumentParser(prog="jobs.pyz consolidate", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("job.json"))
     options = parser.parse_args(arguments)
     job = load(options.config)
+    if job.recipe == "openpi":
+        go_on_with_orbax(job)
     scratch = Path(os.environ.get("_CONDOR_SCRATCH_DIR") or Path.cwd())
     print(json.dumps(consolidate(job, scratch)))
     return exit_codes.OK

@@ -18,6 +18,8 @@ from agent.recipes.base import Finished, Start
 
 T = TypeVar("T")
 
+IMAGE_PYTHON = Path("/.venv/bin/python")
+"""Where OpenPI's images have their environment."""
 CACHE = ".cache"
 HUGGING_FACE = f"{CACHE}/huggingface"
 LEROBOT_HOME = f"{HUGGING_FACE}/lerobot"
@@ -92,11 +94,11 @@ def yielding(start: Start, told: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in told.items() if name not in start.job.env}
 
 
-def python(start: Start, image_default: Path | None = None) -> str:
+def python(job: JobConfig) -> str:
     """The trainer's Python: the one of run.toml, else the image's environment where there is one, else `python3` of PATH."""
-    if start.job.python in _DEFAULT_PYTHONS and image_default is not None and os.path.lexists(image_default):
-        return str(image_default)
-    return start.job.python
+    if job.python in _DEFAULT_PYTHONS and os.path.lexists(IMAGE_PYTHON):
+        return str(IMAGE_PYTHON)
+    return job.python
 
 
 def check_python(word: str) -> None:
@@ -143,7 +145,7 @@ def ca_bundle(start: Start) -> Path | None:
     """Certificates for https: what is set and readable, certifi beside the trainer's Python, or the system's bundle."""
     given = start.job.env.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_FILE", "")
     candidates = [Path(given)] if given else []
-    prefix = Path(python(start)).parent.parent
+    prefix = Path(python(start.job)).parent.parent
     candidates += sorted(prefix.glob("lib/python3.*/site-packages/certifi/cacert.pem"))
     candidates += [Path(name) for name in _BUNDLES]
     default = ssl.get_default_verify_paths().cafile

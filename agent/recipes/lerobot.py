@@ -71,7 +71,7 @@ class LeRobot(Recipe):
         program = around.option(start.job, "program", str, "")
         if program:
             return [program]
-        beside = Path(around.python(start, Path("/.venv/bin/python"))).parent / "lerobot-train"
+        beside = Path(around.python(start.job)).parent / "lerobot-train"
         return [str(beside) if beside.is_file() else "lerobot-train"]
 
     def command(self, start: Start) -> list[str]:
@@ -117,7 +117,7 @@ class LeRobot(Recipe):
     def prepare(self, start: Start) -> None:
         """Checks; then what a killed start left half-written goes, and `last` names what is resumed."""
         if not around.option(start.job, "program", str, ""):
-            around.check_python(around.python(start, Path("/.venv/bin/python")))
+            around.check_python(around.python(start.job))
         around.check_home(start)
         around.check_certificates(start)
         for dataset in around.datasets(start):

@@ -34,7 +34,6 @@ OPTIONS = (
     "bfloat16",
 )
 TOKENIZER = "big_vision/paligemma_tokenizer.model"
-IMAGE_PYTHON = Path("/.venv/bin/python")
 IMAGE_APP = "/app"
 CODE = "code"
 WANDB_ID = "wandb_id.txt"
@@ -136,7 +135,7 @@ class OpenPIBase(Recipe):
 
     def python(self, start: Start) -> str:
         """The trainer's Python: the image's environment unless run.toml names another."""
-        return around.python(start, IMAGE_PYTHON)
+        return around.python(start.job)
 
     # --- before a start -------------------------------------------------------------------------------------------
 

@@ -211,3 +211,20 @@ def test_any_other_trainer_keeps_the_whole_checkpoint(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="recipe 'own' is not known here"):
         kind_of(job_for(tmp_path, recipe="own"))
+
+
+def test_a_python_without_orbax_hands_over_to_the_trainers(tmp_path: Path) -> None:
+    """In an image `python3` of PATH need not be the environment's: the node starts there all the same."""
+    bare = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info[1]}"
+    if subprocess.run([bare, "-c", "import orbax"], capture_output=True).returncode == 0:
+        pytest.skip(f"{bare} has orbax")
+    (tmp_path / "staging").mkdir()
+    job = job_for(tmp_path / "staging", recipe="openpi", python=sys.executable)
+    openpi(tmp_path / "checkpoints", 60)
+    publish(job, tmp_path / "checkpoints", 60)
+    write_job(job, tmp_path)
+    build_jobs(tmp_path / "jobs.pyz")
+    words = [bare, "jobs.pyz", "consolidate", "--config", "job.json"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no orbax in" in done.stderr and json.loads(done.stdout)["step"] == 60
