@@ -1,6 +1,6 @@
 """Camera images without a screen: Mesa's EGL, the machine's own, else Debian's of the machine's own release, in the user's cache.
 
-Nothing is installed: the libraries are unpacked, and found by three variables of the environment, which the programs started here inherit.
+Nothing is installed: the libraries are unpacked, and found by three variables in the environment of the programs that render.
 """
 
 from __future__ import annotations

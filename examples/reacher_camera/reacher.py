@@ -46,11 +46,11 @@ def tell(words: list[str], directory: Path, **environment: str) -> str:
     return done.stdout
 
 
-def record(directory: Path, episodes: int) -> None:
+def record(directory: Path, episodes: int, eyes: dict[str, str]) -> None:
     """Expert episodes of seeds from 0 on, none of which is tested later."""
     say(f"recording {episodes} episodes with camera images")
     words = ["-m", "jobs.reference.record", "--camera", "--hdf5", "--out", str(directory / "episodes")]
-    told = json.loads(run([*words, "--episodes", str(episodes), "--seed", "0"]))
+    told = json.loads(run([*words, "--episodes", str(episodes), "--seed", "0"], **eyes))
     say(
         f"{told['frames']} frames of 64×64, {size_of(directory / 'episodes') / 1e6:.0f} MB of HDF5, expert {told['expert']}"
     )
@@ -126,7 +126,7 @@ def train(directory: Path, run_toml: Path) -> dict[str, Any]:
     say("starting HTCondor")
     with EmbeddedPool(directory / "pool") as pool:
         workflow = submit(pool, run_toml)
-        say(f"submitted {workflow.name}: a chain of segments of a minute each")
+        say(f"submitted {workflow.name}: a chain of segments of 90 s each")
         evict(pool, Chain(pool, workflow))
         return ended(pool, workflow)
 
@@ -159,17 +159,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def drive(port: int, episodes: int, *more: str) -> dict[str, Any]:
-    """The robot's side: success rates of whatever answers there."""
+def drive(port: int, episodes: int, eyes: dict[str, str], *more: str) -> dict[str, Any]:
+    """The robot's side: success rates of whatever answers there. ``eyes``: environment of a program that renders."""
     words = ["-m", "jobs.reference.drive", "--port", str(port), "--episodes", str(episodes)]
-    found: dict[str, Any] = json.loads(run([*words, "--seed", str(FIRST_TEST_SEED), *more]))
+    found: dict[str, Any] = json.loads(run([*words, "--seed", str(FIRST_TEST_SEED), *more], **eyes))
     return found
 
 
 def demonstrate(directory: Path, episodes: int, tests: int) -> dict[str, Any]:
     """Everything; the result. Whatever happens, what was started is ended."""
-    os.environ.update(camera.environment(say))
-    record(directory, episodes)
+    # For these programs alone: other libraries lie beside Mesa's, which HTCondor of another release must not find.
+    eyes = camera.environment(say)
+    record(directory, episodes, eyes)
     convert(directory)
     with host(directory) as server:
         run_toml = write_run(directory, server.user)
@@ -182,7 +183,7 @@ def demonstrate(directory: Path, episodes: int, tests: int) -> dict[str, Any]:
     port = free_port()
     with serving([*SEGUE, "serve", str(run_toml), "--port", str(port), "--json"], pulled) as served:
         say(f"first inference {served['first_ms']} ms, then {served['latency_ms']} ms")
-        rates = drive(port, tests, "--expert")
+        rates = drive(port, tests, eyes, "--expert")
     say("the same with the network as it is before its first step")
     words = [
         sys.executable,
@@ -195,7 +196,7 @@ def demonstrate(directory: Path, episodes: int, tests: int) -> dict[str, Any]:
         "0",
     ]
     with serving(words, pulled) as beside:
-        untrained = drive(int(beside["port"]), tests)
+        untrained = drive(int(beside["port"]), tests, eyes)
     say(f"success rate: policy {rates['policy']}, expert {rates['expert']}, untrained {untrained['policy']}")
     return {
         "policy": rates["policy"],
