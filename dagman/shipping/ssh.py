@@ -85,7 +85,7 @@ class Connection:
         master = [*self._words, "-o", "ControlMaster=yes", "-o", f"ControlPath={path}", "-o", "ControlPersist=no"]
         try:
             self._master = subprocess.Popen(
-                [*master, "--", self.host, "cat"],
+                [*master, self.host, "cat"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
@@ -105,7 +105,7 @@ class Connection:
         """Whether the user's own configuration shares a connection that is open already."""
         try:
             asked = subprocess.run(
-                [*self._words, "-O", "check", "--", self.host],
+                [*self._words, "-O", "check", self.host],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
@@ -145,7 +145,7 @@ class Connection:
         begin = f"segue-{secrets.token_hex(8)}"
         try:
             done = subprocess.run(
-                [*self.words, "--", self.host, "/bin/sh"],
+                [*self.words, self.host, "/bin/sh"],
                 input=f"echo {begin}\n{script}\nexit 0\n".encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 env=plain_environment(),

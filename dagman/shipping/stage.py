@@ -113,6 +113,15 @@ def _source(
     )
 
 
+def _check_sizes(where: Destination, wanted: Sequence[Source]) -> None:
+    """BadInput for an archive that is larger than the site brings to a job: better now than after its upload."""
+    for source in wanted:
+        try:
+            where.site.transfer_url(where.staging / INPUTS / f"{source.name}.tar", source.bytes)
+        except BadInput as error:
+            raise BadInput(f"{where.run_toml}: data: {error}") from None
+
+
 def limits(where: Destination) -> Limits:
     """The site's and the run's bounds; 0 in a site file: none known."""
     site, budget = where.site.staging, where.spec.budget
@@ -139,6 +148,7 @@ def stage(
     wanted = sources(where, with_code)
     if not wanted:
         raise BadInput(f"{where.run_toml}: data: nothing to stage: name a `dataset`, `assets` or `code`")
+    _check_sizes(where, wanted)
     if where.makes_staging and not dry_run:
         _make(where.staging)
     with opened(where) as place:

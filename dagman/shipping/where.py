@@ -52,6 +52,8 @@ def destination(run: Path, mounted: bool = False) -> Destination:
             "its checkpoints are in HTCondor's hands"
         )
     host = "" if mounted else spec.transfer_host or site.transfer_host
+    if host.startswith("-"):
+        raise BadInput(f"{run_toml}: site {spec.site}: transfer_host: {host!r} is no name of a host")
     account, at, machine = host.rpartition("@")
     if machine and socket.getfqdn() == machine:
         host = machine = ""

@@ -240,3 +240,15 @@ def test_archives_are_packed_where_there_is_room(run: Run, tmp_path: Path) -> No
     assert names(elsewhere) == []
     (run.toml.parent / "data" / "episode.bin").write_bytes(b"new")
     assert "--temporary" in run.segue("stage", "--temporary", "/proc/nowhere", expect=1)
+
+
+def test_an_archive_that_no_job_could_be_given_is_not_sent(run: Run) -> None:
+    from importlib import resources
+
+    text = (
+        (resources.files("dagman") / "sites" / "chtc.toml").read_text().replace("100_000_000_000\nurl", "100_000\nurl")
+    )
+    (run.toml.parent / "small.toml").write_text(text.replace("most_bytes = 30_000_000_000", "most_bytes = 50_000"))
+    run.write(site='"small.toml"')
+    assert "split it into several assets" in run.segue("stage", expect=2)
+    assert names(run.staging) == []
