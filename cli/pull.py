@@ -39,6 +39,7 @@ def command(run: Path, to: Path, step: str, mounted: bool, as_json: bool) -> Non
 
     It lies in checkpoints/CONFIG/EXP/LABEL as OpenPI's server takes it, in checkpoints/RUN/STEP for other recipes.
     """
+    from cli.ending import clearing_up
     from cli.meter import meter
     from cli.output import size
     from dagman.shipping.pull import pull
@@ -48,7 +49,7 @@ def command(run: Path, to: Path, step: str, mounted: bool, as_json: bool) -> Non
     where = destination(run, mounted)
     if where.host:
         click.echo(f"connecting to {where.host}", err=True)
-    with meter() as watch:
+    with clearing_up(), meter() as watch:
         found = pull(where, unpack, to=to, step=step, watch=watch)
     if as_json:
         click.echo(

@@ -33,6 +33,7 @@ def command(
 
     What is there is verified and not sent again; a broken upload goes on where it broke.
     """
+    from cli.ending import clearing_up
     from cli.meter import meter
     from cli.output import duration, size
     from dagman.shipping.stage import here_is_access_point, stage
@@ -42,7 +43,7 @@ def command(
     code = (where.spec.code is not None and not here_is_access_point(where)) if with_code is None else with_code
     if where.host:
         click.echo(f"connecting to {where.host}", err=True)
-    with meter() as watch:
+    with clearing_up(), meter() as watch:
         report = stage(where, with_code=code, dry_run=dry_run, temporary=temporary, watch=watch)
     if as_json:
         rows = [
