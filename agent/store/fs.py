@@ -64,16 +64,13 @@ class FileSystem(Protocol):
     def space(self, path: str) -> Space: ...
 
 
+_KINDS = {modes.S_IFREG: "file", modes.S_IFDIR: "directory", modes.S_IFLNK: "link"}
+
+
 def _stat(result: os.stat_result) -> Stat:
-    if modes.S_ISREG(result.st_mode):
-        kind = "file"
-    elif modes.S_ISDIR(result.st_mode):
-        kind = "directory"
-    elif modes.S_ISLNK(result.st_mode):
-        kind = "link"
-    else:
-        kind = "other"
-    return Stat(kind, result.st_size, modes.S_IMODE(result.st_mode), result.st_nlink, result.st_ino, result.st_mtime)
+    mode = result.st_mode
+    kind = _KINDS.get(mode & 0o170000, "other")
+    return Stat(kind, result.st_size, mode & 0o7777, result.st_nlink, result.st_ino, result.st_mtime)
 
 
 class PosixFileSystem:

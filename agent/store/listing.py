@@ -77,6 +77,7 @@ def highest_committed_epoch(fs: FileSystem, root: str) -> int:
 def _verified(fs: FileSystem, path: str) -> float | None:
     """When it was last read back and found good; a remark, so that whatever keeps it from being read is no error."""
     try:
-        return float(fs.get_attribute(path, names.VERIFIED) or "")
+        mark = fs.get_attribute(path, names.VERIFIED)
+        return None if mark is None else float(mark)
     except (OSError, ValueError):
         return None
