@@ -5,7 +5,6 @@ directory, a running one through condor_tail.
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from agent.errors import BadInput, SegueError
 from dagman.observed import read_history
 from dagman.runs import RunPlace
+from dagman.workflow import segment_name
 
 _KEPT = re.compile(r"(\d{6,})\.log\.gz")
 _PIECE = 1 << 16
@@ -31,23 +31,16 @@ class Log:
     epoch: int | None
 
 
-def _segment_of(store: Path, epoch: int) -> str:
-    try:
-        data = json.loads((store / "epochs" / f"{epoch:06d}.json").read_text(encoding="utf-8"))
-        return f"segment_{int(data['segment']):03d}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "segment"
-
-
 def list_logs(place: RunPlace) -> list[Log]:
     """Kept attempts by epoch, then the nodes' own output files."""
     store = place.store
+    nodes = {attempt.epoch: segment.node for segment in read_history(place).segments for attempt in segment.attempts}
     found = []
     if (store / "logs").is_dir():
         for path in sorted((store / "logs").iterdir()):
             match = _KEPT.fullmatch(path.name)
             if match is not None:
-                found.append(Log(path, _segment_of(store, int(match[1])), int(match[1])))
+                found.append(Log(path, nodes.get(int(match[1]), "segment"), int(match[1])))
     for path in sorted((place.directory / "logs").glob("*.out")):
         found.append(Log(path, path.stem.replace("-", "_"), None))
     return found
@@ -55,27 +48,61 @@ def list_logs(place: RunPlace) -> list[Log]:
 
 def _choose(place: RunPlace, attempt: int | None, segment: int | None) -> list[Path]:
     logs = list_logs(place)
+    kept = [log for log in logs if log.epoch is not None]
     if attempt is not None:
-        for log in logs:
-            if log.epoch == attempt:
-                return [log.path]
-        kept = ", ".join(str(log.epoch) for log in logs if log.epoch is not None)
-        raise BadInput(f"--attempt {attempt}: no log of that attempt; there are {kept or 'none yet'}")
-    if segment is None:
-        handovers = [log for log in logs if log.epoch is not None]
-        if handovers:
-            return [handovers[-1].path]
-        written = [log for log in logs if log.path.stat().st_size]
-        if not written:
-            raise BadInput(f"{place.directory}: nothing has run yet: segue status {place.directory}")
-        newest = max(written, key=lambda log: log.path.stat().st_mtime)
-        return _both(newest.path)
-    out = place.directory / "logs" / f"segment-{segment:03d}.out"
+        return _of_epoch(place, attempt, kept)
+    if segment is not None:
+        return _of_segment(place, segment, kept)
+    # The newest attempt that has ended; before there is one, whatever another node wrote.
+    ended = [(a.began, s.number) for s in read_history(place).segments for a in s.attempts if a.ended is not None]
+    if ended:
+        return _of_segment(place, max(ended)[1], kept)
+    if kept:
+        return [kept[-1].path]
+    written = [log for log in logs if log.path.stat().st_size]
+    if not written:
+        raise BadInput(f"{place.directory}: nothing has run yet: segue status {place.directory}")
+    return _both(max(written, key=lambda log: log.path.stat().st_mtime).path)
+
+
+def _of_epoch(place: RunPlace, epoch: int, kept: list[Log]) -> list[Path]:
+    for log in kept:
+        if log.epoch == epoch:
+            return [log.path]
+    # Killed before it could keep anything: what HTCondor brought back is of a segment's last attempt.
+    for segment in read_history(place).segments:
+        for one in segment.attempts:
+            if one.epoch != epoch:
+                continue
+            out = _output(place, segment.number)
+            if one is segment.attempts[-1] and one.ended is not None and out.is_file():
+                return _both(out)
+            if one.ended is None:
+                raise BadInput(f"--attempt {epoch}: it is running: segue logs {place.directory} --follow")
+            raise BadInput(
+                f"--attempt {epoch}: there is no log of it: {one.outcome} before one was kept"
+                + (f" ({one.reason})" if one.reason else "")
+            )
+    there = ", ".join(str(log.epoch) for log in kept)
+    raise BadInput(f"--attempt {epoch}: no such attempt is known; kept logs: {there or 'none yet'}")
+
+
+def _of_segment(place: RunPlace, segment: int, kept: list[Log]) -> list[Path]:
+    out = _output(place, segment)
+    epochs = [a.epoch for s in read_history(place).segments if s.number == segment for a in s.attempts if a.ended]
+    mine = {log.epoch: log.path for log in kept if log.node == segment_name(segment)}
+    if mine and (not epochs or epochs[-1] in mine or not out.is_file()):
+        # All that the agent and the trainer said; HTCondor brings back the last attempt's two halves.
+        return [mine[epochs[-1]] if epochs and epochs[-1] in mine else mine[max(epoch for epoch in mine if epoch)]]
     if not out.is_file():
         raise BadInput(
             f"--segment {segment}: no log of that segment (it has not ended yet, or was skipped): segue status {place.directory}"
         )
     return _both(out)
+
+
+def _output(place: RunPlace, segment: int) -> Path:
+    return place.directory / "logs" / f"segment-{segment:03d}.out"
 
 
 def _both(out: Path) -> list[Path]:
