@@ -7,6 +7,7 @@ each start lets short segments see all of the data. It has no handling of signal
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -229,15 +230,23 @@ class OpenPIBase(Recipe):
         return (WANDB_ID,) if (root / WANDB_ID).is_file() else ()
 
     def bar(self, line: str) -> int | None:
-        """The count of a progress bar over this start's steps, None for any other line."""
+        """The count of a progress bar over this start's steps, None for any other line. From 1000 on it is rounded: the least it can mean."""
         match = _BAR.search(line)
         if match is None:
             return None
-        done, total = (float(match[n]) * (1000 if match[n + 1] else 1) for n in (1, 3))
-        return int(done) if round(total) == self._total and done > 0 else None
+        (done, half), (total, unsure) = (_rounded(match[n], match[n + 1]) for n in (1, 3))
+        least = math.ceil(done - half)
+        return least if abs(total - self._total) <= unsure and least > 0 else None
 
     def carried(self, start: Start) -> Sequence[str]:
         return (around.JAX_CACHE,)
+
+
+def _rounded(digits: str, kilo: str) -> tuple[float, float]:
+    """A number of a progress bar and half of its last digit's weight."""
+    if not kilo:
+        return float(digits), 0.0
+    return float(digits) * 1000, 0.5 * 1000 / 10 ** len(digits.partition(".")[2])
 
 
 class OpenPI(OpenPIBase):

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SEGUE = [sys.executable, "-m", "cli.main"]
 PATIENCE_S = 1500.0
-LIMIT_S = 150.0
+LIMIT_S = 240.0
 
 SITE = """
 title = "embedded pool with a class for real trainers"
@@ -43,7 +43,7 @@ fraction = 0.01
 least_s = 5.0
 kill_grace_s = 3.0
 [defaults]
-step_s = 1.5
+step_s = 2.5
 startup_s = 60.0
 restore_s = 2.0
 save_s = 5.0

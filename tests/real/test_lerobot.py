@@ -14,7 +14,7 @@ from dagman.pool import EmbeddedPool
 from tests.real.chain import HERE, RealChain, check_resumes, given, run
 
 pytestmark = pytest.mark.pool
-STEPS = 150
+STEPS = 160
 RUN = """
 [trainer]
 recipe = "lerobot"
@@ -29,7 +29,7 @@ args = [
 HF_HUB_OFFLINE = "1"
 OMP_NUM_THREADS = "2"
 REAL_DIARY = "{directory}/diary"
-REAL_STEP_S = "1.0"
+REAL_STEP_S = "2.0"
 
 [trainer.options]
 program = "{program}"

@@ -16,8 +16,8 @@ from dagman.pool import EmbeddedPool
 from tests.real.chain import HERE, RealChain, check_resumes, given, run
 
 pytestmark = pytest.mark.pool
-STEPS = 150
-STEP_S = 1.0
+STEPS = 160
+STEP_S = 2.0
 OBSERVATION = {
     "observation/state": {"shape": [8], "dtype": "float32"},
     "observation/image": {"shape": [64, 64, 3], "dtype": "uint8"},

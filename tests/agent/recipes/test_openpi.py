@@ -170,6 +170,22 @@ def test_progress_lines(line: str, said: Progress | None) -> None:
     assert repr(found) == repr(said)
 
 
+@pytest.mark.parametrize(
+    ("line", "last", "step"),
+    [
+        ("20:30:39.384 [I] Progress on: 5.00it/42.0it rate:4.1s/it remaining:02:30 elapsed:00:29", 42, 5),
+        ("Progress on: 12.3kit/25.1kit rate:1.1it/s remaining:02:30 elapsed:00:29", 25_130, 12_250),
+        ("Computing stats:  18%|#8  | 7/40 [00:00<00:00, 67.05it/s]", 42, None),
+        ("Progress on: -/42 rate:- remaining:? elapsed:00:00", 42, None),
+        (" 50%|#####     | 21/42 [00:00<00:00, 67.05it/s]", 42, 21),
+    ],
+)
+def test_progress_bar_counts_only_over_this_starts_steps(scratch: Path, line: str, last: int, step: int | None) -> None:
+    made = OpenPI()
+    made.prepare(start(scratch, last_step=last))
+    assert made.progress(line) == (Progress(step) if step else None)
+
+
 def test_tokenizer_that_is_nowhere_is_named_with_its_remedy(scratch: Path) -> None:
     (scratch / TOKENIZER_PLACE).unlink()
     with pytest.raises(BadInput, match=r"tokenizer is missing.*data\.assets"):
