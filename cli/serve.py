@@ -109,7 +109,7 @@ def command(
         try:
             with Server(words, place, environment, to_stderr) as server:
                 loaded_s = server.until_answering(host, port, wait_s)
-                result = check(host, port, observe, wait_s, server.check)
+                result = check(host, port, observe, wait_s, lambda left: server.until_answering(host, port, left))
                 told = {
                     "run": asked.run,
                     "policy": str(policy.path),

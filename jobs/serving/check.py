@@ -35,9 +35,10 @@ def check(
     port: int,
     observe: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     limit_s: float,
-    alive: Callable[[], None],
+    ready: Callable[[float], object],
 ) -> Checked:
-    """Ask twice. ``observe``: from the server's metadata to an observation; ``alive`` raises when the server has died.
+    """Ask twice. ``observe``: from the server's metadata to an observation; ``ready`` waits so many seconds for the server to answer, and
+    raises when it has died.
 
     Raises SegueError when it refuses, or does not answer within ``limit_s`` seconds.
     """
@@ -49,7 +50,8 @@ def check(
                 raise SegueError(
                     f"the policy server gave no answer to an observation within {limit_s:.0f} s; give it longer with --wait"
                 )
-            with connected(host, port, left) as client:
+            ready(left)
+            with connected(host, port) as client:
                 observation = observe(client.get_server_metadata())
                 answer = ask(client, observation, left)
                 first = time.monotonic()
@@ -60,5 +62,4 @@ def check(
                 round((first - began) * 1000, 3), round((second - first) * 1000, 3), (int(horizon), int(dimensions))
             )
         except Gone:
-            alive()
             time.sleep(_AGAIN_S)

@@ -55,7 +55,7 @@ def connected(host: str, port: int, wait_s: float = 0.0) -> Iterator[Any]:
         with warnings.catch_warnings():
             # websockets 17 wants its connections in a `with`; openpi-client keeps one in an attribute.
             warnings.simplefilter("ignore", DeprecationWarning)
-            client = policy_class(host, port)
+            client = policy_class(f"[{host}]" if ":" in host else host, port)
     except Exception as error:  # websockets and msgpack have many kinds
         raise SegueError(f"{host}, port {port}: a server answers, but not as a policy server does ({error})") from error
     try:

@@ -16,10 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from agent.errors import SegueError
+from agent.processes import die_with_parent
 from jobs.serving.client import POLL_S, answers
 
 _KEPT = 12
@@ -70,6 +72,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 # Of its own group: Ctrl-C comes to us alone, and what the server started ends with it.
                 start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         except OSError as error:
             raise SegueError(f"{words[0]}: cannot be started ({error.strerror or error})") from error

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 
 from cli.main import main
 from jobs.serving.client import answers, ask, connected
+
+pytestmark = pytest.mark.forks
 
 ROOT = Path(__file__).resolve().parents[2]
 # Stands in for OpenPI's checkout: the same command line, the same protocol, no metadata about observations, as OpenPI has none.
@@ -144,8 +147,8 @@ def test_the_newest_pulled_step_is_served_and_asked_once(laptop: Path, capsys: p
     assert not answers("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_robots_until_it_is_told_to_end(laptop: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_serves_robots_until_it_is_told_to_end_or_killed(laptop: Path, number: signal.Signals) -> None:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "serve", "run.toml", "--port", str(port)],
@@ -164,8 +167,11 @@ def test_it_serves_robots_until_it_is_told_to_end(laptop: Path, number: signal.S
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 0
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
     assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while answers("127.0.0.1", port) and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert not answers("127.0.0.1", port)
 
 
