@@ -5,6 +5,7 @@ Each touches staging through an errand of its own, at most one at a time, and ne
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -50,9 +51,10 @@ class Companions:
         self._key = take_key(wandb, self._attempt.place, keep=self._attempt.job.checkpoint_exit)
         self._online = wandb.mode == "online"
         if wandb.mode == "auto" and self._key:
+            env = self._attempt.job.env  # a server of one's own is named there (WANDB_BASE_URL)
             self._probe = Errand(
                 self._attempt.loop,
-                lambda report: {"online": reachable()},
+                lambda report: {"online": reachable({**os.environ, **env})},
                 self._probed,
                 silent_s=_PROBE_WAIT_S,
                 low_priority=False,

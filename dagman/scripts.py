@@ -33,8 +33,8 @@ elif test "$retry" -gt 0 && test -f events.log; then
     # The agent was killed and left no handover: the event log knows where the node's last job ran.
     machine=$(awk -v node="segment_$segment" '
         /^[0-9][0-9][0-9] \(/ { event = $1; split($2, id, "[(.]"); job = id[2] }
-        event == "000" && $1 == "DAG" && $2 == "Node:" { mine[job] = ($3 == node) }
-        event == "001" && $1 == "SlotName:" && mine[job] { sub(/^[^@]*@/, "", $2); found = $2 }
+        event == "000" && ($0 ~ "DAG Node: " node "$" || index($0, "DAGNodeName = \"" node "\"")) { mine[job] = 1 }
+        event == "001" && $1 == "SlotName:" && mine[job] { sub(/^.*@/, "", $2); found = $2 }
         END { print found }' events.log | sed -n 's/^\([A-Za-z0-9._-]*\)$/\1/p')
 fi
 if test -n "$machine"; then

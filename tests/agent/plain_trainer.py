@@ -1,7 +1,7 @@
 """A trainer in plain Python, as strict as a real one: state depends on every step, a checkpoint is finished by a rename.
 
-It reads SEGUE_* and these options: step_s, crash_at, hang_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf (does
-not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME).
+It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
+(does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME).
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def train() -> None:
         while step < last:
             if step + 1 == int(number("crash_at")):
                 raise RuntimeError(f"boom in step {step + 1}")
+            if step + 1 == int(number("xid_at")):
+                raise RuntimeError("CUDA error: device-side assert triggered; NVRM: Xid (PCI:0000:01:00): 79")
             if step + 1 == int(number("hang_at")):
                 stuck_in_a_collective()
             time.sleep(number("step_s"))
