@@ -40,6 +40,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+# Click 8.2 has a name for it; 8.1 prints the help itself.
+_NO_ARGUMENTS: type[click.ClickException] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 class LazyGroup(click.Group):
     """Lists COMMANDS and imports a command's module on first use."""
 
@@ -70,31 +74,54 @@ def segue() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    if os.environ.get("NO_COLOR"):
-        os.environ.setdefault("RICH_NO_COLOR", "1")
     try:
         result = segue.main(args=arguments, prog_name="segue", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.Abort as error:
-        # click makes one of an interruption too.
-        interrupted = isinstance(error.__cause__, KeyboardInterrupt)
-        click.echo("segue: interrupted" if interrupted else "segue: aborted", err=True)
-        return 130 if interrupted else 1
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            return _say("aborted", 1)
+        return _say("interrupted", 130)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        if isinstance(error, _NO_ARGUMENTS):
+            click.echo(error.format_message(), err=True)  # the command's help
+            return error.exit_code
+        return _say(f"error: {_sentence(error)}", error.exit_code)
     except SegueError as error:
-        click.echo(f"segue: error: {error}", err=True)
-        return error.exit_code
+        return _say(f"error: {error}", error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (`segue status | head`); nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        click.echo("segue: interrupted", err=True)
-        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror or error}", 1)
+    except Exception as error:
+        if os.environ.get("SEGUE_DEBUG"):
+            raise
+        what = " ".join(str(error).split())
+        return _say(
+            f"error: this is a fault of segue's own ({type(error).__name__}: {what}): please report it with what "
+            "SEGUE_DEBUG=1 shows",
+            1,
+        )
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(f"segue: {text}", err=True)
+    return code
+
+
+def _sentence(error: click.ClickException) -> str:
+    """Click's finding in one line, with the command whose help says more."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += f"; see {error.ctx.command_path} --help"
+    return text[:1].lower() + text[1:]
 
 
 if __name__ == "__main__":

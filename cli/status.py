@@ -26,14 +26,19 @@ def command(run: str, as_json: bool) -> None:
         return
     out = console()
     share = 100 * min(history.step, history.steps) / history.steps
-    out.print(f"{history.run}: {history.state}, step {history.step} of {history.steps} ({share:.0f}%)")
+    out.print(f"{history.run}: {history.state}, step {history.step} of {history.steps} ({share:.0f}%)", markup=False)
     if history.reason:
         out.print(f"  {history.reason}", markup=False)
+    if history.state in ("queued", "running") and history.left_s and history.step_s:
+        out.print(
+            f"  {duration(history.step_s)} a step: about {duration(history.left_s)} of training left, and the queue"
+        )
     rows = []
     skipped = [s.number for s in history.segments if s.state == "skipped"]
     waiting = [s.number for s in history.segments if s.state == "waiting"]
+    others = [f"{name} {state}" for name, state in history.nodes.items() if state not in ("finished", "waiting")]
     for segment in history.segments:
-        if segment.state in ("skipped", "waiting"):
+        if segment.state in ("skipped", "waiting") and not segment.attempts:
             continue
         handover = segment.handover or {}
         last = segment.attempts[-1] if segment.attempts else None
@@ -52,6 +57,8 @@ def command(run: str, as_json: bool) -> None:
         )
     if rows:
         out.print(table(["segment", "class", "state", "attempts", "evictions", "step", "ran", "machine"], rows))
+    if others:
+        out.print(f"  {', '.join(others)}")
     if skipped:
         out.print(f"  skipped: {_ranges(skipped)} (the run was complete)")
     if waiting:

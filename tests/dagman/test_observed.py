@@ -74,7 +74,7 @@ def test_last_words_are_of_the_helpers(tmp_path: Path) -> None:
 
 
 def test_classes_are_read_from_the_dag_that_was_generated(tmp_path: Path) -> None:
-    workflow = golden_workflow("chtc", tmp_path, Path("/staging/b/bbadger"))
+    workflow = golden_workflow("chtc", Path("/home/bbadger/run"), Path("/staging/b/bbadger"))
     (dag,) = (file for file in workflow.files if file.path.endswith(".dag"))
     (tmp_path / dag.path).write_text(dag.text)
     assert read_classes(tmp_path / dag.path) == {f"segment_{number:03d}": "short" for number in range(4)}
