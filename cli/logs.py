@@ -27,7 +27,7 @@ def command(run: str, attempt: int | None, segment: int | None, listing: bool, f
             click.echo(f"{entry.epoch if entry.epoch is not None else '-'}\t{entry.node}\t{entry.path}")
         return
     if follow:
-        for text in follow_running(place):
+        for text in follow_running(place, attempt, segment):
             click.echo(text, nl=False)
         return
     for text in read_log(place, attempt, segment):

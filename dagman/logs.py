@@ -121,12 +121,26 @@ def read_log(place: RunPlace, attempt: int | None = None, segment: int | None = 
             raise SegueError(f"{path}: cannot be read to its end: {error}") from error
 
 
-def follow_running(place: RunPlace) -> Iterator[str]:
-    """The output of the running attempt as it grows, through condor_tail; ends when the attempt ends."""
+def newest_epoch(place: RunPlace) -> int:
+    """The newest attempt's, as its claim in the store says; 0 when none can be seen."""
+    claims = (place.store / "epochs").glob("[0-9]*.json")
+    return max((int(path.stem) for path in claims if path.stem.isdecimal()), default=0)
+
+
+def follow_running(place: RunPlace, attempt: int | None = None, segment: int | None = None) -> Iterator[str]:
+    """The output of the running attempt as it grows, through condor_tail; ends when the attempt ends.
+
+    When none runs, or when ``attempt`` or ``segment`` name another one, what was kept of that.
+    """
     history = read_history(place)
-    running = [a for s in history.segments for a in s.attempts if a.outcome == "running"]
-    if not running:
-        yield from read_log(place)
+    running = [
+        one
+        for found in history.segments
+        for one in found.attempts
+        if one.outcome == "running" and segment in (None, found.number)
+    ]
+    if not running or (attempt is not None and attempt != newest_epoch(place)):
+        yield from read_log(place, attempt, segment)
         return
     program = shutil.which("condor_tail")
     if program is None:

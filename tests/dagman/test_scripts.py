@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -108,3 +109,42 @@ def test_final_fails_when_its_record_cannot_be_written(directory: Path) -> None:
     (directory / "summary.json.tmp").mkdir()
     assert subprocess.run([directory / "scripts" / "final", "2", "1"], stderr=subprocess.DEVNULL).returncode == 1
     assert subprocess.run([directory / "scripts" / "final", "0", "0"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+EVENTS = {
+    "25": """000 (003.000.000) 2026-11-25 20:33:41 Job submitted from host: <127.0.0.1:1>
+    [ DAGNodeName = "segment_003"; JobBatchName = "run.dag+1" ]
+...
+001 (003.000.000) 2026-11-25 20:33:42 Job executing on host: <127.0.0.1:1>
+	SlotName: slot1_2@gpu4004.chtc.wisc.edu
+...
+000 (004.000.000) 2026-11-25 20:33:47 Job submitted from host: <127.0.0.1:1>
+    [ DAGNodeName = "segment_0030"; JobBatchName = "run.dag+1" ]
+...
+001 (004.000.000) 2026-11-25 20:33:48 Job executing on host: <127.0.0.1:1>
+	SlotName: slot1_1@gpu4001.chtc.wisc.edu
+...
+""",
+}
+EVENTS["23.9"] = re.sub(r"\[ DAGNodeName = \"(\w+)\".*", r"DAG Node: \1", EVENTS["25"])
+
+
+@pytest.mark.parametrize("version", EVENTS)
+def test_retry_without_a_handover_avoids_the_machine_of_the_event_log(directory: Path, version: str) -> None:
+    (directory / "events.log").write_text(EVENTS[version])
+    assert pre(directory, "003") == 0
+    assert not (directory / "avoid").exists(), "a first try avoids nothing"
+    assert subprocess.run([directory / "scripts" / "pre_segment", "003", "400", "1"], cwd="/").returncode == 0
+    said = (directory / "avoid" / "segment-003.sub").read_text()
+    assert said == 'requirements = $(requirements:true) && (TARGET.Machine != "gpu4004.chtc.wisc.edu")\n'
+
+
+def test_commits_that_the_last_attempt_removed_go_here_too_and_later_ones_stay(directory: Path) -> None:
+    checkpoints = directory / "segue-store" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    names = [f"{step:09d}.e{epoch:06d}.tar" for step, epoch in ((40, 7), (80, 7), (120, 8), (160, 8), (200, 9))]
+    for name in names:
+        (checkpoints / name).touch()
+    (directory / "segue-store" / "kept").write_text(f"000008\n{names[2]}\n{names[3]}\n")
+    assert pre(directory, "004") == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == names[2:]
