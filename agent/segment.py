@@ -219,7 +219,8 @@ class Segment:
             interval = save_interval(attempt.experience, resume, reach, attempt.limit_s)
         if self.job.checkpoint_exit:
             reach = min(reach, resume + self._steps_per_restart(resume, reach))
-        adaptive = self.recipe.stops_on_request and not self.job.checkpoint_exit
+        untold = self.recipe.stops_on_request or not self.recipe.sets_last_step
+        adaptive = untold and not self.job.checkpoint_exit
         start = self._start(self.job.steps if adaptive else reach, interval)
         attempt.handover.starts += 1
         attempt.goodput.enter("startup_s")

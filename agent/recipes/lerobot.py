@@ -47,6 +47,7 @@ class LeRobot(Recipe):
         """Options are known, arguments leave alone what the recipe sets."""
         around.only_known(job, OPTIONS)
         around.leave_alone(job, _TAKEN)
+        self.sets_last_step = self.ends_by_steps(job)
 
     def output(self, start: Start) -> Path:
         """The trainer's output directory."""
@@ -62,10 +63,10 @@ class LeRobot(Recipe):
             return max(1, int(given))
         return max(1, around.option(start.job, "log_freq", int, 50))
 
-    def ends_by_steps(self, start: Start) -> bool:
+    def ends_by_steps(self, job: JobConfig) -> bool:
         """Whether --steps may end a segment: only where no learning-rate schedule depends on it."""
-        policy = around.named(start.job.args, "--policy.type") or ""
-        return around.option(start.job, "fixed_schedule", bool, policy in _NO_SCHEDULE)
+        policy = around.named(job.args, "--policy.type") or ""
+        return around.option(job, "fixed_schedule", bool, policy in _NO_SCHEDULE)
 
     def _program(self, start: Start) -> list[str]:
         program = around.option(start.job, "program", str, "")
@@ -90,7 +91,7 @@ class LeRobot(Recipe):
             if around.named(args, "--policy.push_to_hub") is None:
                 words.append("--policy.push_to_hub=false")
         words += [*given, f"--output_dir={out}", *self._dataset(start)]
-        words.append(f"--steps={start.last_step if self.ends_by_steps(start) else start.job.steps}")
+        words.append(f"--steps={start.last_step if self.ends_by_steps(start.job) else start.job.steps}")
         if start.save_interval is not None:
             words.append(f"--save_freq={max(1, start.save_interval)}")
         if around.named(args, "--log_freq") is None:

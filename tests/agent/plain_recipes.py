@@ -44,7 +44,14 @@ class ByLastStep(Plain):
     stops_on_request = False
 
 
-RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep())}
+class ByItself(ByLastStep):
+    """Ends only at the run's end and saves as often as it likes: neither can be told, as of LeRobot with a schedule over all steps."""
+
+    name = "by-itself"
+    sets_last_step = False
+
+
+RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep(), ByItself())}
 
 
 def main() -> int:

@@ -265,6 +265,18 @@ def test_steps_slower_than_thought_end_at_the_last_checkpoint_that_fits(tmp_path
     assert handover["ended"] - handover["began"] < 3.0
 
 
+def test_a_trainer_that_ends_only_at_the_runs_end_is_stopped_after_a_save(tmp_path: Path) -> None:
+    """It is faster than thought, and goes on beyond the step that was planned: nothing of that may be lost but the tail of an interval."""
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01",), recipe="by-itself", limit_s=4.0, save_interval=40)
+    run.job = replace(run.job, pace=replace(run.job.pace, step_s=0.05))
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "time-used"
+    assert handover["step"] % 40 == 0 and handover["step"] >= 80
+    assert attempt.step() - handover["step"] < 40
+
+
 def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=100_000, args=("step_s=0.01", "deaf=1"), save_interval=30)
     (tmp_path / "machine.ad").write_text("MachineMaxVacateTime = 3\n")

@@ -121,3 +121,10 @@ def test_wrong_top_directory_of_the_dataset_is_named(scratch: Path) -> None:
 def test_option_of_another_recipe_is_refused(scratch: Path) -> None:
     with pytest.raises(BadInput, match=r"trainer\.options\.config is unknown to recipe 'lerobot'"):
         LeRobot().configure(start(scratch, {"config": "pi0"}).job)
+
+
+def test_agent_knows_whether_steps_end_a_segment(scratch: Path) -> None:
+    act, diffusion = LeRobot(), LeRobot()
+    act.configure(start(scratch).job)
+    diffusion.configure(start(scratch, args=("--policy.type=diffusion",)).job)
+    assert (act.sets_last_step, diffusion.sets_last_step) == (True, False)
