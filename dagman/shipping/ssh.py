@@ -79,7 +79,12 @@ class Connection:
         if self._user_has_one():
             return
         # A socket's path has room for some hundred bytes: not below the user's own, possibly long, directories.
-        directory = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="segue-", dir="/tmp"))
+        try:
+            directory = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="segue-", dir="/tmp"))
+        except OSError as error:
+            raise SegueError(
+                f"/tmp: cannot be written ({error.strerror}): ssh's shared connection needs a socket there"
+            ) from error
         path = Path(directory) / "s"
         self._said = self._closing.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115  (as long as we live)
         master = [*self._words, "-o", "ControlMaster=yes", "-o", f"ControlPath={path}", "-o", "ControlPersist=no"]

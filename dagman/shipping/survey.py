@@ -51,11 +51,13 @@ for tool in rsync sha256sum get_quotas getfattr; do command -v "$tool" >/dev/nul
 if [ -d "$inputs" ]; then
     find "$inputs" -maxdepth 1 -type f -printf 'file %s %f\\n' 2>/dev/null
 fi
+known=
 if command -v getfattr >/dev/null 2>&1; then
     above=$staging
     while [ -n "$above" ] && [ "$above" != / ] && [ "$above" != . ]; do
         for key in quota.max_bytes quota.max_files dir.rbytes dir.rentries; do
             value=$(getfattr --only-values --absolute-names -n "ceph.$key" "$above" 2>/dev/null </dev/null) && echo "ceph $key ${{value:-0}} $above"
+            case $key=$value in quota.*=*[1-9]*) known=yes ;; esac
         done
         above=$(dirname "$above")
     done
@@ -64,7 +66,7 @@ if command -v get_quotas >/dev/null 2>&1; then
     get_quotas 2>/dev/null </dev/null | sed 's/^/quotas /'
 fi
 [ -d "$staging/segue/$run" ] && count "$staging/segue/$run" run
-count "$staging" used
+[ -n "$known" ] || count "$staging" used
 df -Pk "$staging" 2>/dev/null | awk 'END {{ if (NR > 1) printf "free %.0f\\n", $4 * 1024 }}'
 """
 

@@ -55,8 +55,8 @@ def destination(run: Path, mounted: bool = False) -> Destination:
     if host.startswith("-"):
         raise BadInput(f"{run_toml}: site {spec.site}: transfer_host: {host!r} is no name of a host")
     account, at, machine = host.rpartition("@")
-    if machine and socket.getfqdn() == machine:
-        host = machine = ""
+    if machine and spec.transfer_host is None and socket.getfqdn() == machine:
+        host = ""
     if host and not at and spec.user is not None:
         host = f"{spec.user}@{host}"
     staging = staging_of(spec, site, run_toml)

@@ -252,3 +252,13 @@ def test_an_archive_that_no_job_could_be_given_is_not_sent(run: Run) -> None:
     run.write(site='"small.toml"')
     assert "split it into several assets" in run.segue("stage", expect=2)
     assert names(run.staging) == []
+
+
+def test_the_quota_of_cephfs_goes_before_all_others(run: Run) -> None:
+    # given a host whose file system tells of a quota by extended attributes, as CephFS does
+    told = {"quota.max_bytes": "1000000", "quota.max_files": "0", "dir.rbytes": "950000", "dir.rentries": "7"}
+    cases = "\n".join(f'*"ceph.{key} {run.staging}") printf {value} ;;' for key, value in told.items())
+    getfattr = f'case "$*" in\n{cases}\n*) exit 1 ;;\nesac'
+    with run.server.replaced("getfattr", getfattr), run.server.replaced("get_quotas", f"echo {run.staging} 0 100 0 9"):
+        said = run.segue("stage", expect=1)
+    assert f"the quota of {run.staging} leaves 50.0 kB" in said
