@@ -47,14 +47,24 @@ def pool() -> Iterator[EmbeddedPool]:
             yield running
 
 
+_FRESH = "SEGUE_TEST_IN_A_FRESH_PROCESS"
+
+
+def _forks_badly() -> bool:
+    """Whether this process has threads, which do not survive a fork; JAX's may start at any time."""
+    tasks = Path("/proc/self/task")
+    return "jax" in sys.modules or (tasks.is_dir() and len(list(tasks.iterdir())) > 1)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A test that forks runs in a fresh process once another test has imported JAX into this one: its threads do not survive a fork."""
-    if pyfuncitem.get_closest_marker("forks") is None or "jax" not in sys.modules:
+    """A test that forks runs in a fresh process once another test has brought threads (JAX) into this one."""
+    if pyfuncitem.get_closest_marker("forks") is None or _FRESH in os.environ or not _forks_badly():
         return None
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid],
         cwd=pyfuncitem.config.rootpath,
+        env={**os.environ, _FRESH: "1"},
         capture_output=True,
         text=True,
     )
