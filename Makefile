@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: test-openpi test-lerobot bench-convert torture bench-store bench-agent setup demo reacher test check clean
+.PHONY: test-openpi test-lerobot bench-convert torture faults bench-store bench-agent setup demo reacher test check clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Every disturbance through the generated workflow with the reference trainer, twenty segments, a minute without staging: half an hour.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -v tests/agent/proof_faults.py tests/agent/proof_moved_store.py
 
 bench-agent: $(STAMP)
 	@$(BIN)/python bench/bench_agent.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent.config import ClassLimit, JobConfig, Pace, dump
 from agent.processes import descendants, parents
 
@@ -21,13 +24,22 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30.0
 
 
-def interpreters() -> list[str]:
-    """Every supported Python on this machine, this one first."""
-    found = [
-        sys.executable,
-        *(str(path) for path in (Path.home() / ".pyenv" / "versions").glob("3.1[0-3].*/bin/python3")),
-    ]
-    return list(dict.fromkeys(found))
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+"""Pythons that the agent must run on."""
+
+
+def interpreter(version: str) -> str:
+    """This version's Python on this machine (this one, PATH, pyenv, uv); the test is skipped where there is none."""
+    homes = [Path.home() / ".pyenv" / "versions", Path.home() / ".local" / "share" / "uv" / "python"]
+    elsewhere = [path for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"))]
+    for candidate in (sys.executable, shutil.which(f"python{version}"), *elsewhere):
+        if candidate is None:
+            continue
+        code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
+        done = subprocess.run([candidate, "-c", code], capture_output=True, text=True)
+        if done.stdout.strip() == version:
+            return str(candidate)
+    pytest.skip(f"there is no Python {version} on this machine")
 
 
 def state_after(steps: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.processes import descendants
-from tests.agent.support import Run, alive, interpreters, state_after, wait_for
+from tests.agent.support import VERSIONS, Run, alive, interpreter, state_after, wait_for
 
 
 def test_a_run_completes_in_one_segment(tmp_path: Path) -> None:
@@ -29,10 +29,10 @@ def test_a_run_completes_in_one_segment(tmp_path: Path) -> None:
     assert run.final_state() == state_after(60)
 
 
-@pytest.mark.parametrize("python", interpreters())
-def test_the_agent_runs_on_every_python_without_a_warning(tmp_path: Path, python: str) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_agent_runs_on_every_python_without_a_warning(tmp_path: Path, version: str) -> None:
     run = Run(tmp_path, steps=30)
-    with run.attempt(python=[python, "-W", "error"]) as attempt:
+    with run.attempt(python=[interpreter(version), "-W", "error"]) as attempt:
         assert attempt.end() == 0, attempt.log()
     assert run.final_state() == state_after(30)
     assert attempt.handover()["warnings"] == []

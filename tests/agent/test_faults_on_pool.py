@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,22 @@ import pytest
 from agent.config import Wandb
 from dagman.pool import EmbeddedPool
 from tests.agent.chain import Chain
+from tests.agent.second_user import SecondUser, command_lines, files_with
 from tests.agent.support import Run, alive, state_after, wait_for
+from tests.conftest import outside_tmp
 
 STEPS = 900
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[EmbeddedPool]:
+    """As an access point: every user may read the queue."""
+    directory = Path(tempfile.mkdtemp(prefix="p-", dir=outside_tmp()))
+    with EmbeddedPool(directory, config={"ALLOW_READ": "*"}) as running:
+        yield running
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def job_id(chain: Chain) -> str:
@@ -84,29 +97,8 @@ def test_a_chain_survives_every_disturbance(pool: EmbeddedPool, workdir: Path) -
 KEY = "not-a-key-" + "s" * 30
 
 
-def files_with(root: Path, needle: bytes, but: Path) -> list[str]:
-    found = []
-    for path in root.rglob("*"):
-        try:
-            if path.is_file() and not path.is_symlink() and path != but and needle in path.read_bytes():
-                found.append(str(path))
-        except OSError:
-            continue  # gone meanwhile
-    return found
-
-
-def command_lines() -> bytes:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes())
-        except OSError:
-            continue
-    return b"\n".join(lines)
-
-
 def test_the_key_is_nowhere_but_in_the_trainer_and_a_live_run_shows_its_step(pool: EmbeddedPool, workdir: Path) -> None:
-    """Searched with the owner's eyes, who sees more than any other user of the access point: ads, history, logs, DAG, staging, sandboxes."""
+    """Ads and history as another user of the access point sees them; files with the owner's eyes, who may read more."""
     wandb = Wandb("arm", "plain-1", mode="offline", key_file="wandb.key")
     run = Run(
         workdir,
@@ -129,7 +121,10 @@ def test_the_key_is_nowhere_but_in_the_trainer_and_a_live_run_shows_its_step(poo
     job = job_id(chain)
     chain.wait("the step in the job ad", lambda: chain.tool("condor_q", job, "-af", "ChirpStep").strip().isdigit())
     assert int(chain.tool("condor_q", job, "-af", "ChirpSteps")) == 100_000
-    assert KEY not in chain.tool("condor_q", "-l")
+    other = SecondUser(pool, workdir / "other")
+    ads = other.sees("condor_q", "-allusers", "-l")
+    assert "ChirpStep" in ads and KEY not in ads
+    assert KEY not in other.sees("condor_status", "-l")
     chain.tool("condor_rm", "-all")
     wait_for(lambda: not any(alive(pid) for pid in chain.processes()), "the end of all processes")
     wait_for(lambda: "DAGNodeName" in chain.tool("condor_history", "-l"), "the job in the history")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.agent.support import interpreters
+from agent.bundle import build_agent
+from agent.config import dump
+from tests.agent.support import VERSIONS, Run, interpreter, state_after
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"psutil", "wandb"}
@@ -61,17 +62,32 @@ def test_the_start_imports_nothing_heavy() -> None:
     assert set(output.split()) & set(HEAVY) == set()
 
 
-def pack_agent(target: Path) -> None:
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in modules():
-            archive.write(path, path.relative_to(ROOT))
-        archive.writestr("__main__.py", "import sys\nfrom agent.__main__ import main\nsys.exit(main())\n")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_zipapp_runs_a_whole_attempt_where_nothing_is_installed(version: str, tmp_path: Path) -> None:
+    """As it travels (agent.bundle), without any site-packages; the image's trainer is another Python."""
+    build_agent(tmp_path / "agent.pyz")
+    trainer = str(ROOT / "tests" / "agent" / "plain_trainer.py")
+    options = {"stops_on_request": True}
+    run = Run(tmp_path, steps=40, recipe="command", python=sys.executable, args=(trainer,), options=options)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "job.json").write_text(dump(run.job), encoding="utf-8")
+    words = ["run", "--config", "job.json", "--segment", "0", "--class", "short"]
+    done = subprocess.run(
+        [interpreter(version), "-I", "-S", "-W", "error", str(tmp_path / "agent.pyz"), *words],
+        cwd=tmp_path / "scratch",
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete: the run is complete: step 40 of 40" in done.stderr
+    assert run.final_state() == state_after(40)
 
 
-@pytest.mark.parametrize("python", interpreters())
-def test_the_zipapp_runs_alone_and_explains_itself(python: str, tmp_path: Path) -> None:
-    pack_agent(tmp_path / "agent.pyz")
-    command = [python, "-I", "-W", "error", "agent.pyz"]
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_zipapp_explains_itself(version: str, tmp_path: Path) -> None:
+    build_agent(tmp_path / "agent.pyz")
+    command = [interpreter(version), "-I", "-S", "-W", "error", "agent.pyz"]
     shown = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert (shown.returncode, "usage:" in shown.stderr) == (0, True)
     missing = subprocess.run(
