@@ -14,7 +14,7 @@ from agent.config import InputArchive, JobConfig
 from agent.errors import BadInput
 from agent.pack import members
 from agent.recipes import recipe
-from agent.recipes.environment import check_dataset, is_lerobot_dataset
+from agent.recipes.checks import check_dataset, is_lerobot_dataset
 from dagman import submit
 from dagman.code import Checkout
 from dagman.inputs import InputRequest, resolve_inputs

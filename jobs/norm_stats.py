@@ -21,10 +21,10 @@ from agent.config import JobConfig, load
 from agent.errors import BadInput, SegueError
 from agent.inputs import fetch
 from agent.norm_stats import ASSETS, DIRECTORY, FILE
-from agent.recipes import environment as around
 from agent.recipes import recipe
 from agent.recipes.base import Start
 from agent.recipes.openpi import OpenPIBase
+from agent.recipes.options import option
 
 _LAST_LINES = 5
 
@@ -52,7 +52,7 @@ def compute(job: JobConfig, start: Start, made: OpenPIBase, work: Path) -> list[
     """Run OpenPI's script in ``work``; returns what it wrote below ``work/assets``. Raises SegueError with its last lines."""
     script = made.norm_stats_script(start)
     words = [made.python(start), str(script), "--config-name", made.config(job)]
-    frames = around.option(job, "norm_stats_frames", int, 0)
+    frames = option(job, "norm_stats_frames", int, 0)
     if frames:
         words += ["--max-frames", str(frames)]
     environment = {**os.environ, **dict(job.env), **made.environment(start), "JAX_PLATFORMS": "cpu"}
@@ -131,7 +131,7 @@ def norm_stats(job: JobConfig, scratch: Path) -> dict[str, object]:
 
 def _also_as(job: JobConfig, path: Path, config: Path) -> None:
     """OpenPI's script writes under the dataset's repo id, its trainer reads under the asset id; where a config names another, copy."""
-    asset = around.option(job, "asset_id", str, "")
+    asset = option(job, "asset_id", str, "")
     if asset and config / asset != path.parent:
         (config / asset).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, config / asset / FILE)

@@ -15,8 +15,10 @@ from typing import Any
 
 from agent.config import JobConfig
 from agent.errors import BadInput
-from agent.recipes import environment as around
+from agent.recipes import checks
 from agent.recipes.base import Finished, Progress, Recipe, Start
+from agent.recipes.directories import remove
+from agent.recipes.options import only_known, option
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _LOSS_LINE = r"\bstep[ =:]+(?P<step>\d+)\b(?:.*?\bloss[ =:]+(?P<loss>[^\s,;]+))?"
@@ -66,10 +68,10 @@ OPTIONS = (
 
 def shape(job: JobConfig) -> Shape:
     """The run's options; BadInput names the one that cannot be meant."""
-    around.only_known(job, OPTIONS)
+    only_known(job, OPTIONS)
     given: Mapping[str, Any] = job.options
-    done = around.option(job, "done", str, "rename")
-    marker = around.option(job, "marker", str, "")
+    done = option(job, "done", str, "rename")
+    marker = option(job, "marker", str, "")
     if done not in ("rename", "marker"):
         raise BadInput(f'{_SAY}.done is {done!r}; it must be "rename" or "marker"')
     if done == "marker" and (not marker or "/" in marker):
@@ -77,17 +79,17 @@ def shape(job: JobConfig) -> Shape:
     return Shape(
         first=_words(given, "first"),
         resume=_words(given, "resume"),
-        checkpoints=_inside("checkpoints", around.option(job, "checkpoints", str, "checkpoints")),
-        number=_number(around.option(job, "pattern", str, "{step}")),
-        offset=around.option(job, "offset", int, 0),
+        checkpoints=_inside("checkpoints", option(job, "checkpoints", str, "checkpoints")),
+        number=_number(option(job, "pattern", str, "{step}")),
+        offset=option(job, "offset", int, 0),
         marker=marker if done == "marker" else "",
         beside=tuple(_inside("beside", name) for name in _words(given, "beside")),
-        progress=_progress(around.option(job, "progress", str, _LOSS_LINE)),
+        progress=_progress(option(job, "progress", str, _LOSS_LINE)),
         clean=tuple(_plain("clean", name) for name in _words(given, "clean")),
         carry=tuple(_inside("carry", name) for name in _words(given, "carry")),
-        sets_last_step=around.option(job, "sets_last_step", bool, True),
-        sets_save_interval=around.option(job, "sets_save_interval", bool, True),
-        stops_on_request=around.option(job, "stops_on_request", bool, False),
+        sets_last_step=option(job, "sets_last_step", bool, True),
+        sets_save_interval=option(job, "sets_save_interval", bool, True),
+        stops_on_request=option(job, "stops_on_request", bool, False),
     )
 
 
@@ -199,11 +201,11 @@ class Command(Recipe):
     def prepare(self, start: Start) -> None:
         """Remove what `clean` names (leftovers of a killed start)."""
         options = shape(start.job)
-        around.check_python(self.fill(start.job.python, self.values(start)))
+        checks.check_python(self.fill(start.job.python, self.values(start)))
         root = self.checkpoint_root(start)
         for pattern in options.clean:
             for path in list(root.glob(pattern)):
-                around.remove(path)
+                remove(path)
 
     def finished(self, start: Start) -> list[Finished]:
         root, options = self.checkpoint_root(start), shape(start.job)

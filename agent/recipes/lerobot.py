@@ -12,8 +12,10 @@ import shutil
 from pathlib import Path
 
 from agent.config import JobConfig
-from agent.recipes import environment as around
+from agent.recipes import checks, environment
 from agent.recipes.base import Finished, Progress, Recipe, Start
+from agent.recipes.directories import numbered, remove, thin_out
+from agent.recipes.options import leave_alone, named, only_known, option
 
 OPTIONS = ("program", "fixed_schedule", "log_freq")
 _LAST = "last"
@@ -45,8 +47,8 @@ class LeRobot(Recipe):
 
     def configure(self, job: JobConfig) -> None:
         """Options are known, arguments leave alone what the recipe sets."""
-        around.only_known(job, OPTIONS)
-        around.leave_alone(job, _TAKEN)
+        only_known(job, OPTIONS)
+        leave_alone(job, _TAKEN)
         self.sets_last_step = self.ends_by_steps(job)
 
     def output(self, start: Start) -> Path:
@@ -58,21 +60,21 @@ class LeRobot(Recipe):
 
     def log_freq(self, start: Start) -> int:
         """Steps between two lines of the trainer. It rounds the steps it prints from 1000 on, so lines are counted."""
-        given = around.named(start.job.args, "--log_freq")
+        given = named(start.job.args, "--log_freq")
         if given is not None and given.isdecimal():
             return max(1, int(given))
-        return max(1, around.option(start.job, "log_freq", int, 50))
+        return max(1, option(start.job, "log_freq", int, 50))
 
     def ends_by_steps(self, job: JobConfig) -> bool:
         """Whether --steps may end a segment: only where no learning-rate schedule depends on it."""
-        policy = around.named(job.args, "--policy.type") or ""
-        return around.option(job, "fixed_schedule", bool, policy in _NO_SCHEDULE)
+        policy = named(job.args, "--policy.type") or ""
+        return option(job, "fixed_schedule", bool, policy in _NO_SCHEDULE)
 
     def _program(self, start: Start) -> list[str]:
-        program = around.option(start.job, "program", str, "")
+        program = option(start.job, "program", str, "")
         if program:
             return [program]
-        beside = Path(around.python(start.job)).parent / "lerobot-train"
+        beside = Path(environment.python(start.job)).parent / "lerobot-train"
         return [str(beside) if beside.is_file() else "lerobot-train"]
 
     def command(self, start: Start) -> list[str]:
@@ -88,15 +90,15 @@ class LeRobot(Recipe):
             given = _single_words(args)
             # The trainer refuses a directory that is there, and the agent has made it by now.
             words = ["/bin/sh", "-c", _FRESH, "sh", str(out), *words]
-            if around.named(args, "--policy.push_to_hub") is None:
+            if named(args, "--policy.push_to_hub") is None:
                 words.append("--policy.push_to_hub=false")
         words += [*given, f"--output_dir={out}", *self._dataset(start)]
         words.append(f"--steps={start.last_step if self.ends_by_steps(start.job) else start.job.steps}")
         if start.save_interval is not None:
             words.append(f"--save_freq={max(1, start.save_interval)}")
-        if around.named(args, "--log_freq") is None:
+        if named(args, "--log_freq") is None:
             words.append(f"--log_freq={self.log_freq(start)}")
-        if around.named(args, "--wandb.enable") is None:
+        if named(args, "--wandb.enable") is None:
             words.append(f"--wandb.enable={'true' if start.job.wandb is not None else 'false'}")
             if start.job.wandb is not None:
                 words += [f"--wandb.project={start.job.wandb.project}", f"--wandb.run_id={start.job.wandb.id}"]
@@ -104,34 +106,35 @@ class LeRobot(Recipe):
 
     def _dataset(self, start: Start) -> list[str]:
         for entry in start.job.inputs:
-            if entry.name == "dataset" and around.named(start.job.args, "--dataset.root") is None:
+            if entry.name == "dataset" and named(start.job.args, "--dataset.root") is None:
                 path = start.scratch / entry.target
                 words = [f"--dataset.root={path}"]
-                if around.named(start.job.args, "--dataset.repo_id") is None:
+                if named(start.job.args, "--dataset.repo_id") is None:
                     words.append(f"--dataset.repo_id=local/{path.name}")
                 return words
         return []
 
     def environment(self, start: Start) -> dict[str, str]:
-        return around.caches(start)
+        return environment.caches(start)
 
     def prepare(self, start: Start) -> None:
         """Checks; then what a killed start left half-written goes, and `last` names what is resumed."""
-        if not around.option(start.job, "program", str, ""):
-            around.check_python(around.python(start.job))
-        around.check_home(start)
-        around.check_certificates(start)
-        for dataset in around.datasets(start):
-            around.check_dataset(dataset)
+        if not option(start.job, "program", str, ""):
+            checks.check_python(environment.python(start.job))
+        checks.check_home(start)
+        checks.check_certificates(start)
+        for dataset in checks.datasets(start):
+            checks.check_dataset(dataset)
         root = self.checkpoint_root(start)
         if start.resume_step == 0:
             shutil.rmtree(self.output(start), ignore_errors=True)
         else:
-            for number, name in around.numbered(root).items():
+            for number, name in numbered(root).items():
                 if number > start.resume_step:
-                    around.remove(root / name)
-            around.remove(root / _LAST)
+                    remove(root / name)
+            remove(root / _LAST)
             (root / _LAST).symlink_to(str(start.resume_label))
+        (start.scratch / environment.WANDB_FILES).mkdir(exist_ok=True)
         self._log_freq = self.log_freq(start)
         self._said = start.resume_step // self._log_freq
 
@@ -143,8 +146,8 @@ class LeRobot(Recipe):
             return []
         if not newest.isdecimal():
             return []
-        labels = sorted(item for item in around.numbered(root).items() if item[0] <= int(newest))
-        return around.thin_out(start, [Finished(number, name, root, (name,)) for number, name in labels])
+        labels = sorted(item for item in numbered(root).items() if item[0] <= int(newest))
+        return thin_out(start, [Finished(number, name, root, (name,)) for number, name in labels])
 
     def progress(self, line: str) -> Progress | None:
         match = _LINE.search(line)

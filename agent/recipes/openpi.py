@@ -17,8 +17,10 @@ from pathlib import Path
 from agent.config import JobConfig
 from agent.errors import BadInput
 from agent.norm_stats import ASSETS
-from agent.recipes import environment as around
+from agent.recipes import checks, environment
 from agent.recipes.base import Finished, Progress, Recipe, Start
+from agent.recipes.directories import numbered, remove
+from agent.recipes.options import leave_alone, named, only_known, option
 
 OPTIONS = (
     "config",
@@ -67,27 +69,27 @@ class OpenPIBase(Recipe):
 
     def configure(self, job: JobConfig) -> None:
         """Options are known and whole, arguments leave alone what the recipe sets."""
-        around.only_known(job, OPTIONS)
+        only_known(job, OPTIONS)
         self.config(job)
-        around.leave_alone(job, _TAKEN)
+        leave_alone(job, _TAKEN)
 
     # --- places ---------------------------------------------------------------------------------------------------
 
     def config(self, job: JobConfig) -> str:
         """The name of OpenPI's training config."""
-        name = around.option(job, "config", str, "")
+        name = option(job, "config", str, "")
         if not name:
             raise BadInput("run.toml: trainer.options.config is missing: the name of one of OpenPI's training configs")
         return name
 
     def exp_name(self, start: Start) -> str:
         """OpenPI's experiment name; the run's name unless options.exp_name says otherwise."""
-        return around.option(start.job, "exp_name", str, start.job.run)
+        return option(start.job, "exp_name", str, start.job.run)
 
     def working_directory(self, start: Start) -> Path:
         """The user's checkout that travelled as `code`, else the one in the image."""
         code = start.scratch / (start.job.code.target if start.job.code is not None else CODE)
-        return code if (code / "scripts").is_dir() else Path(around.option(start.job, "app", str, IMAGE_APP))
+        return code if (code / "scripts").is_dir() else Path(option(start.job, "app", str, IMAGE_APP))
 
     def checkpoint_root(self, start: Start) -> Path:
         return start.scratch / "checkpoints" / self.config(start.job) / self.exp_name(start)
@@ -102,13 +104,13 @@ class OpenPIBase(Recipe):
 
     def seed(self, start: Start) -> int:
         """The first attempt has the user's own seed, each later start another one."""
-        base = around.option(start.job, "seed", int, 42)
+        base = option(start.job, "seed", int, 42)
         return base + _EPOCH_SEEDS * max(0, start.epoch - 1) + start.start_number - 1
 
     def words(self, start: Start) -> list[str]:
         """The script, the config and the arguments that both trainers take."""
         args = start.job.args
-        script = self.working_directory(start) / around.option(start.job, "script", str, self.script)
+        script = self.working_directory(start) / option(start.job, "script", str, self.script)
         words = [
             str(script),
             self.config(start.job),
@@ -116,9 +118,9 @@ class OpenPIBase(Recipe):
             f"--checkpoint-base-dir={start.scratch / 'checkpoints'}",
             "--no-overwrite",
         ]
-        if around.named(args, "--assets-base-dir") is None:
+        if named(args, "--assets-base-dir") is None:
             words.append(f"--assets-base-dir={self.assets(start)}")
-        if around.option(start.job, "fresh_seed", bool, True) and around.named(args, "--seed") is None:
+        if option(start.job, "fresh_seed", bool, True) and named(args, "--seed") is None:
             words.append(f"--seed={self.seed(start)}")
         if start.job.wandb is not None:
             words.append(f"--project-name={start.job.wandb.project}")
@@ -130,13 +132,13 @@ class OpenPIBase(Recipe):
         here = self.working_directory(start)
         before = start.job.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
         paths = [str(here / "src"), str(here / "packages/openpi-client/src"), *([before] if before else [])]
-        told = around.caches(start)
-        told.update(around.yielding(start, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}))
+        told = environment.caches(start)
+        told.update(environment.yielding(start, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}))
         return {**told, "PYTHONPATH": os.pathsep.join(paths)}
 
     def python(self, start: Start) -> str:
         """The trainer's Python: the image's environment unless run.toml names another."""
-        return around.python(start.job)
+        return environment.python(start.job)
 
     # --- before a start -------------------------------------------------------------------------------------------
 
@@ -148,23 +150,24 @@ class OpenPIBase(Recipe):
         root.mkdir(parents=True, exist_ok=True)
         self.clean(start, root)
         self._total = self.told_steps(start)
+        (start.scratch / environment.WANDB_FILES).mkdir(exist_ok=True)
         if start.job.wandb is not None and start.resume_step > 0 and not (root / WANDB_ID).is_file():
             (root / WANDB_ID).write_text(start.job.wandb.id, encoding="utf-8")
 
     def check(self, start: Start) -> None:
         """All that can be seen to be missing before a GPU waits for it."""
-        around.check_python(self.python(start))
-        around.check_home(start)
-        around.check_certificates(start)
+        checks.check_python(self.python(start))
+        checks.check_home(start)
+        checks.check_certificates(start)
         here = self.working_directory(start)
-        script = here / around.option(start.job, "script", str, self.script)
+        script = here / option(start.job, "script", str, self.script)
         if not script.is_file():
             raise BadInput(
                 f"{script}: OpenPI's trainer is not there: give your checkout as `code` in run.toml, or its place in the "
                 "image as trainer.options.app"
             )
-        for dataset in around.datasets(start):
-            around.check_dataset(dataset)
+        for dataset in checks.datasets(start):
+            checks.check_dataset(dataset)
         self._place_tokenizer(start)
 
     def norm_stats_script(self, start: Start) -> Path:
@@ -184,7 +187,7 @@ class OpenPIBase(Recipe):
         wanted: object = start.job.options.get("tokenizer", True)
         if wanted is False or self.config(start.job).startswith("debug"):
             return
-        home = Path(start.job.env.get("OPENPI_DATA_HOME", str(start.scratch / around.OPENPI_HOME)))
+        home = Path(start.job.env.get("OPENPI_DATA_HOME", str(start.scratch / environment.OPENPI_HOME)))
         target = home / TOKENIZER
         if target.is_file():
             return
@@ -202,7 +205,7 @@ class OpenPIBase(Recipe):
                 return
         raise BadInput(
             f"{target}: PaliGemma's tokenizer is missing and cannot be downloaded in a job: add to run.toml's data.assets "
-            f'{{source = "paligemma_tokenizer.model", target = "{around.OPENPI_HOME}/big_vision"}}, or set '
+            f'{{source = "paligemma_tokenizer.model", target = "{environment.OPENPI_HOME}/big_vision"}}, or set '
             "trainer.options.tokenizer = false if your config needs none"
         )
 
@@ -210,10 +213,10 @@ class OpenPIBase(Recipe):
         """Remove what a killed start left: both trainers resume from the greatest number whatever is in it."""
         for path in list(root.iterdir()):
             if _TEMPORARY in path.name or path.name.startswith("tmp_"):
-                around.remove(path)
-        for number, name in around.numbered(root).items():
+                remove(path)
+        for number, name in numbered(root).items():
             if self.step_of(number) > start.resume_step:
-                around.remove(root / name)
+                remove(root / name)
 
     def step_of(self, label: int) -> int:
         """Updates done in the checkpoint of that label."""
@@ -239,7 +242,7 @@ class OpenPIBase(Recipe):
         return least if abs(total - self._total) <= unsure and least > 0 else None
 
     def carried(self, start: Start) -> Sequence[str]:
-        return (around.JAX_CACHE,)
+        return (environment.JAX_CACHE,)
 
 
 def _rounded(digits: str, kilo: str) -> tuple[float, float]:
@@ -268,10 +271,10 @@ class OpenPI(OpenPIBase):
         words = [self.python(start), *self.words(start), "--resume", f"--num-train-steps={self.told_steps(start)}"]
         if start.save_interval is not None:
             words.append(f"--save-interval={max(1, start.save_interval)}")
-        if around.named(start.job.args, "--keep-period") is None:
+        if named(start.job.args, "--keep-period") is None:
             words.append("--keep-period=None")
-        devices = around.option(start.job, "fsdp_devices", int, max(1, start.gpus))
-        if devices > 1 and around.named(start.job.args, "--fsdp-devices") is None:
+        devices = option(start.job, "fsdp_devices", int, max(1, start.gpus))
+        if devices > 1 and named(start.job.args, "--fsdp-devices") is None:
             words.append(f"--fsdp-devices={devices}")
         return words
 
@@ -279,7 +282,7 @@ class OpenPI(OpenPIBase):
         """The rename from the temporary name is the commit; both items must be there, for the trainer never falls back to an older step."""
         root = self.checkpoint_root(start)
         found = []
-        for label, name in sorted(around.numbered(root).items()):
+        for label, name in sorted(numbered(root).items()):
             whole = all((root / name / item).is_dir() for item in _ITEMS)
             if whole and (label > 0 or start.job.steps == 1):
                 found.append(Finished(label + 1, name, root, (name, *self.beside(root))))

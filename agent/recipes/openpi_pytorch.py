@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from agent.recipes import environment as around
 from agent.recipes.base import Finished, Progress, Start
+from agent.recipes.directories import numbered, thin_out
 from agent.recipes.openpi import OpenPIBase
 
 _LINE = re.compile(r"\bstep=(\d+) loss=(\S+)")
@@ -54,11 +54,11 @@ class OpenPIPyTorch(OpenPIBase):
         """The rename from `tmp_<step>` is the commit."""
         root = self.checkpoint_root(start)
         found = []
-        for label, name in sorted(around.numbered(root).items()):
+        for label, name in sorted(numbered(root).items()):
             beyond = label > start.last_step > 0
             if not beyond and all((root / name / file).is_file() for file in _FILES):
                 found.append(Finished(label, name, root, (name, *self.beside(root))))
-        return around.thin_out(start, found)
+        return thin_out(start, found)
 
     def progress(self, line: str) -> Progress | None:
         match = _LINE.search(line)

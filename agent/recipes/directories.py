@@ -1,0 +1,39 @@
+"""Checkpoint directories whose names are numbers: which there are, and what is removed from a scratch disk that must not fill up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from agent.recipes.base import Finished, Start
+
+
+def numbered(root: Path) -> dict[int, str]:
+    """Directories below ``root`` whose name is a number, by that number."""
+    try:
+        with os.scandir(root) as entries:
+            return {int(entry.name): entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()}
+    except FileNotFoundError:
+        return {}
+
+
+def remove(path: Path) -> None:
+    """Remove a directory, file or link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def thin_out(start: Start, found: list[Finished], keep: int = 2) -> list[Finished]:
+    """Remove older finished checkpoints of a trainer that never does: a full scratch disk ends the job.
+
+    The newest ``keep`` stay, and steps that retention.every wants published. Returns those that stay.
+    """
+    every = start.job.retention.every
+    staying = [one for one in found[:-keep] if every and one.step % every == 0 and one.step > start.resume_step]
+    for one in found[:-keep]:
+        if one not in staying:
+            remove(one.root / one.label)
+    return [*staying, *found[-keep:]]
