@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def test_the_key_is_nowhere_but_in_the_trainer_and_a_live_run_shows_its_step(poo
     job = job_id(chain)
     chain.wait("the step in the job ad", lambda: chain.tool("condor_q", job, "-af", "ChirpStep").strip().isdigit())
     assert int(chain.tool("condor_q", job, "-af", "ChirpSteps")) == 100_000
+    chain.wait("the time left", lambda: chain.tool("condor_q", job, "-af", "ChirpEta").strip().isdigit())
+    assert int(chain.tool("condor_q", job, "-af", "ChirpEta")) > time.time()
     other = SecondUser(pool, workdir / "other")
     ads = other.sees("condor_q", "-allusers", "-l")
     assert "ChirpStep" in ads and KEY not in ads
@@ -131,6 +134,18 @@ def test_the_key_is_nowhere_but_in_the_trainer_and_a_live_run_shows_its_step(poo
     assert KEY not in chain.tool("condor_history", "-l")
     assert files_with(workdir, KEY.encode(), key) == []
     assert files_with(pool.directory, KEY.encode(), key) == []
+
+
+def test_a_segment_ends_before_htcondors_own_limit_on_the_execution(pool: EmbeddedPool, workdir: Path) -> None:
+    run = Run(workdir, steps=100_000, args=("step_s=0.02",), limit_s=600.0, margin_s=3.0)
+    chain = Chain(pool, run, 1, more_lines="allowed_execute_duration = 15")
+    chain.submit()
+    assert chain.wait_for_end() == "0", chain.said()
+    handover = json.loads((workdir / "segment-0.json").read_text())
+    assert (handover["state"], handover["redone_steps"]) == ("time-used", 0)
+    assert 5 < handover["ended"] - handover["began"] < 15
+    assert "(AllowedExecuteDuration)" in (workdir / "segment-0.err").read_text()
+    assert "Job was held" not in (workdir / "events.log").read_text()
 
 
 def test_without_a_mounted_staging_htcondor_moves_the_store_through_restarts_and_an_eviction(

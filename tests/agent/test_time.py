@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,26 @@ def test_without_htcondor_the_current_directory_is_scratch(tmp_path: Path, monke
     assert found.scratch == tmp_path
     assert not found.in_condor
     assert time.time() - 3600 * 24 < found.began <= time.time()
+
+
+def test_after_exit_85_only_the_time_since_the_last_execution_was_transfer(tmp_path: Path) -> None:
+    # Given an execution in this sandbox that ended with exit 85 just now; the job ad still has the first one's start
+    (tmp_path / ".job.ad").write_text(f"JobCurrentStartDate = {int(time.time()) - 5000}\nQDate = 1\nNumJobStarts = 1\n")
+    environment = {"_CONDOR_SCRATCH_DIR": str(tmp_path)}
+    assert look_around(environment).restarted is None
+    look_around(environment).note_restart()
+    # When the next one begins
+    again = look_around(environment)
+    # Then only the time in between was HTCondor's, and a later first start (an eviction) does not see the mark
+    assert again.transfer_s < 60 and again.queued_s == 0
+    assert 4000 < again.began - again.started < 6000
+    assert look_around(environment).restarted is None
+
+
+def test_where_htcondor_moves_the_store_its_time_is_kept_free() -> None:
+    moved = replace(place(f"JobCurrentStartDate = {int(NOW) - 40}"), restarted=NOW - 25.0)
+    assert find_deadline(job(1000), "short", moved).usable == NOW + 660
+    assert find_deadline(replace(job(1000), checkpoint_exit=True), "short", moved).usable == NOW + 635
 
 
 PACE = Pace(step_s=1.0, save_s=2.0, publish_s=4.0, restore_s=1.0, startup_s=10.0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agent.errors import BadInput
 from dagman.plan import make_plan, young_daly_steps
+from dagman.prepare import ask, prepare
 from dagman.site import Site, load_site
 from dagman.spec import Spec
 from tests.dagman.samples import GOLDEN
@@ -112,3 +113,33 @@ def test_golden_run_is_planned_in_three_segments() -> None:
     plan = make_plan(load_spec(GOLDEN / "chtc" / "run.toml"), CHTC)
     assert plan.usable_s == 43_200 - 864 - (300 + 300 + 60 + 600)
     assert (plan.steps_per_segment, plan.needed, plan.reserve) == (45_640, 2, 2)
+
+
+def test_plan_says_what_checkpoints_cost_where_no_staging_is_mounted() -> None:
+    pace = {"step_s": 0.1, "startup_s": 5, "restore_s": 1, "save_s": 1, "publish_s": 3}
+    asked = {"pace": pace, "segments": {"class": "medium", "save_interval": 100}}
+    mounted = make_plan(spec(2000, **asked), LOCAL)
+    moved = make_plan(spec(2000, **asked, agent={"checkpoint_exit": True}), LOCAL)
+    assert mounted.moving is None and moved.moving is not None
+    assert (moved.moving.steps, moved.moving.restart_s, moved.moving.share) == (100, 10.0, 0.5)
+    assert moved.steps_per_segment % 100 == 0 and moved.needed > mounted.needed
+    assert moved.training_s > mounted.training_s + 19 * 10
+
+
+def test_inputs_travel_with_the_job_where_no_staging_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "episode").write_text("1\n")
+    (tmp_path / "run.toml").write_text(
+        'name = "moved"\nsite = "local"\nsteps = 100\n[trainer]\nrecipe = "command"\n[data]\ndataset = "data"\n'
+        "[agent]\ncheckpoint_exit = true\n"
+    )
+    workflow = prepare(ask(tmp_path / "run.toml"))
+    (archive,) = workflow.archives
+    texts = {file.path: file.text for file in workflow.files}
+    assert (
+        archive.name in texts["segment.sub"]
+        and "transfer_output_files = handover.json, segue-store" in texts["segment.sub"]
+    )
+    assert "transfer_input_files = job.json, segue-store" in texts["consolidate.sub"]
+    assert "segue-store/README" in texts
+    assert workflow.job.inputs[0].travels == "plain" and workflow.job.staging == ""
