@@ -126,14 +126,14 @@ def test_plan_says_what_checkpoints_cost_where_no_staging_is_mounted() -> None:
     assert moved.training_s > mounted.training_s + 19 * 10
 
 
-def test_inputs_travel_with_the_job_where_no_staging_is_mounted(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "episode").write_text("1\n")
-    (tmp_path / "run.toml").write_text(
+def test_inputs_travel_with_the_job_where_no_staging_is_mounted(workdir: Path) -> None:
+    (workdir / "data").mkdir()
+    (workdir / "data" / "episode").write_text("1\n")
+    (workdir / "run.toml").write_text(
         'name = "moved"\nsite = "local"\nsteps = 100\n[trainer]\nrecipe = "command"\n[data]\ndataset = "data"\n'
         "[agent]\ncheckpoint_exit = true\n"
     )
-    workflow = prepare(ask(tmp_path / "run.toml"))
+    workflow = prepare(ask(workdir / "run.toml"))
     (archive,) = workflow.archives
     texts = {file.path: file.text for file in workflow.files}
     assert (
