@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -90,6 +91,7 @@ def command(
         words = served.openpi_server(python, place, policy, port)
         where = place
 
+        @cache  # asked once, though the check may connect again
         def example() -> Mapping[str, Any] | None:
             return from_openpi(python, where, policy.config)
 
