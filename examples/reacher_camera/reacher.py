@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,10 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def convert(directory: Path) -> None:
-    """To a LeRobot dataset v2.1, by the real lerobot in an environment of its own."""
-    say("looking for lerobot 0.3.3 (the first time it is installed, which takes minutes)")
+def convert(directory: Path, lerobot: Future[Path]) -> None:
+    """To a LeRobot dataset v2.1, by the real lerobot in an environment of its own, ``lerobot`` its Python."""
     try:
-        python = lerobot_env.interpreter()
+        python = lerobot.result()
     except lerobot_env.NoEnvironment as error:
         raise DemoFailed(str(error)) from error
     words = ["convert", str(directory / "episodes"), "--repo-id", "local/reacher", "--fps", "50", "--format", "v2.1"]
@@ -170,8 +170,11 @@ def demonstrate(directory: Path, episodes: int, tests: int) -> dict[str, Any]:
     """Everything; the result. Whatever happens, what was started is ended."""
     # For these programs alone: other libraries lie beside Mesa's, which HTCondor of another release must not find.
     eyes = camera.environment(say)
-    record(directory, episodes, eyes)
-    convert(directory)
+    say("looking for lerobot 0.3.3 meanwhile (the first time it is installed, which takes minutes)")
+    with ThreadPoolExecutor(1) as beside:
+        lerobot = beside.submit(lerobot_env.interpreter)
+        record(directory, episodes, eyes)
+        convert(directory, lerobot)
     with host(directory) as server:
         run_toml = write_run(directory, server.user)
         tell(["stage", str(run_toml)], directory)
@@ -195,8 +198,8 @@ def demonstrate(directory: Path, episodes: int, tests: int) -> dict[str, Any]:
         "--port",
         "0",
     ]
-    with serving(words, pulled) as beside:
-        untrained = drive(int(beside["port"]), tests, eyes)
+    with serving(words, pulled) as fresh:
+        untrained = drive(int(fresh["port"]), tests, eyes)
     say(f"success rate: policy {rates['policy']}, expert {rates['expert']}, untrained {untrained['policy']}")
     return {
         "policy": rates["policy"],
