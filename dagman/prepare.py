@@ -18,6 +18,7 @@ from agent.recipes.checks import check_dataset, is_lerobot_dataset
 from dagman import submit
 from dagman.code import Checkout
 from dagman.inputs import InputRequest, resolve_inputs
+from dagman.paths import absolute, beside
 from dagman.plan import Plan, make_plan
 from dagman.site import Site, load_site
 from dagman.spec import Spec, load_spec, workflow_directory
@@ -46,7 +47,7 @@ class Asked:
 
 def run_file(run: Path) -> Path:
     """The run.toml that was named, or that lies in the directory that was; absolute."""
-    path = run.expanduser().absolute()
+    path = absolute(run)
     return path / "run.toml" if path.is_dir() and (path / "run.toml").is_file() else path
 
 
@@ -70,13 +71,13 @@ def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
     here = run_toml.parent
     wanted = []
     if spec.data.dataset is not None:
-        source = (here / Path(spec.data.dataset).expanduser()).absolute()
+        source = beside(here, spec.data.dataset)
         target = spec.data.dataset_target or DATASET_TARGETS[spec.trainer.recipe].format(name=source.name)
         if source.is_dir() and is_lerobot_dataset(spec.trainer.recipe, "dataset", target):
             check_dataset(source)
         wanted.append(InputRequest("dataset", source, target))
     for asset in spec.data.assets:
-        source = (here / Path(asset.source).expanduser()).absolute()
+        source = beside(here, asset.source)
         wanted.append(InputRequest(asset.name or _input_name(source), source, asset.target))
     names = [entry.name for entry in wanted]
     for name in names:
@@ -136,15 +137,13 @@ def code_archive(asked: Asked) -> tuple[InputArchive | None, Checkout | None]:
         return None, None
     from dagman.code import resolve_code
 
-    return resolve_code(
-        (asked.run_toml.parent / Path(asked.spec.code).expanduser()).absolute(), record_path(asked.run_toml)
-    )
+    return resolve_code(beside(asked.run_toml.parent, asked.spec.code), record_path(asked.run_toml))
 
 
 def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] = ()) -> Workflow:
     """The whole workflow, checked against the staging directory where it is visible from here."""
     spec, site = asked.spec, asked.site
-    directory = to.expanduser().absolute() if to is not None else workflow_directory(spec, asked.run_toml)
+    directory = absolute(to) if to is not None else workflow_directory(spec, asked.run_toml)
     check_path(directory, "the workflow directory")
     inputs = resolve_inputs(requests(spec, asked.run_toml), record_path(asked.run_toml))
     originals, inputs = inputs, [_travelling(entry, asked) for entry in inputs]

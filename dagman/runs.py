@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent.config import JobConfig, load
 from agent.errors import BadInput
+from dagman.paths import absolute
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RunPlace:
 
 def find_run(text: str) -> RunPlace:
     """Find a run by its run.toml, its workflow directory or its job.json; BadInput says what is missing."""
-    given = Path(text).expanduser().absolute()
+    given = absolute(Path(text))
     if given.suffix == ".toml":
         from dagman.spec import load_spec, workflow_directory
 

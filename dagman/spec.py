@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from agent.errors import BadInput
+from dagman.paths import absolute
 from dagman.toml import explain, read_toml
 
 RECIPES = ("reference", "openpi", "openpi-pytorch", "lerobot", "command")
@@ -286,4 +287,4 @@ def load_spec(path: Path) -> Spec:
 
 def workflow_directory(spec: Spec, run_toml: Path) -> Path:
     """Where `segue dag` writes unless told otherwise: beside run.toml, named as the run; absolute."""
-    return run_toml.absolute().parent / spec.name
+    return absolute(run_toml).parent / spec.name

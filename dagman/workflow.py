@@ -20,6 +20,7 @@ from agent.pack import Member
 from dagman import submit
 from dagman.code import Checkout
 from dagman.dag import Dag, Node, Script, text
+from dagman.paths import absolute, beside
 from dagman.plan import Plan
 from dagman.scripts import FINAL_SCRIPT, PRE_SEGMENT, PRE_SKIP_EXIT
 from dagman.site import Site
@@ -99,8 +100,8 @@ def staging_of(spec: Spec, site: Site, run_toml: Path) -> Path:
     if spec.agent.checkpoint_exit and not site.staging.transfers:
         return Path()
     if spec.staging is not None:
-        return (run_toml.absolute().parent / Path(spec.staging).expanduser()).absolute()
-    return site.staging_path(run_toml.absolute().parent, spec.user).absolute()
+        return beside(absolute(run_toml).parent, spec.staging)
+    return absolute(site.staging_path(absolute(run_toml).parent, spec.user))
 
 
 def job_config(

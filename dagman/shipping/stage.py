@@ -19,6 +19,7 @@ from agent.pack import Member, Packed, archive_name, archive_size, members, writ
 from agent.store.budget import Room, Usage
 from dagman import code as checkouts
 from dagman.inputs import Recorded, examine, read_record, same_source, state_of, write_record
+from dagman.paths import beside
 from dagman.prepare import record_path, requests
 from dagman.shipping.place import Place
 from dagman.shipping.survey import INPUTS, Limits, Survey, rooms, tightest, too_small
@@ -87,7 +88,7 @@ def sources(where: Destination, with_code: bool) -> list[Source]:
         entries = members(request.source) if request.source.exists() else None
         found.append(_source(request.name, request.source, entries, record))
     if where.spec.code is not None and with_code:
-        path = (where.run_toml.parent / Path(where.spec.code).expanduser()).absolute()
+        path = beside(where.run_toml.parent, where.spec.code)
         recorded = same_source(record.get(checkouts.NAME), path)
         checkout = checkouts.read_checkout(path) if path.exists() or not recorded else None
         entries = list(checkout.entries) if checkout is not None else None
