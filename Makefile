@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: test-openpi test-lerobot bench-convert torture faults bench-store bench-agent setup demo reacher test check clean
+.PHONY: bench-handover skips test-openpi test-lerobot bench-convert torture faults bench-store bench-agent setup demo reacher test check clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,12 @@ faults: $(STAMP)
 
 bench-agent: $(STAMP)
 	@$(BIN)/python bench/bench_agent.py
+
+bench-handover: $(STAMP)
+	@$(BIN)/python bench/bench_handover.py
+
+skips: $(STAMP)   # a run of 200 segments of which 190 are skipped
+	SEGUE_SKIPS=200 $(BIN)/python -m pytest -s tests/pool/test_skips.py
 
 torture: $(STAMP)
 	@$(BIN)/python -m tests.store.torture --seeds 100000
