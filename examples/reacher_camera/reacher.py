@@ -126,7 +126,7 @@ def train(directory: Path, run_toml: Path) -> dict[str, Any]:
     say("starting HTCondor")
     with EmbeddedPool(directory / "pool") as pool:
         workflow = submit(pool, run_toml)
-        say(f"submitted {workflow.name}: a chain of segments of 90 s each")
+        say(f"submitted {workflow.name}: a chain of segments of a minute each")
         evict(pool, Chain(pool, workflow))
         return ended(pool, workflow)
 
