@@ -160,12 +160,11 @@ def _keep(
 
 
 def _close_others(kept: set[int]) -> None:
-    for fd in range(3, 4096):
-        if fd not in kept:
-            try:
-                os.close(fd)
-            except OSError:
-                continue
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = max(low, fd + 1)
+    os.closerange(low, 4096)
 
 
 def _start(

@@ -65,7 +65,6 @@ class Staging:
     def open(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         """Claim an epoch, sweep, restore the newest good commit into ``checkpoint_root``, unpack inputs and code."""
         from agent.inputs import fetch
-        from agent.keeping import ledger_of, sweep
         from agent.store import Claimant
 
         store = self.store()
@@ -76,7 +75,6 @@ class Staging:
         )
         report({"claim": asdict(claim), "epoch": claim.epoch})
         store.sweep(claim)
-        sweep(self.root, claim.epoch)
         self._clear(checkpoint_root)
         found = self._restore(store, checkpoint_root, report)
         if found["restored"] is None or found["restored"]["step"] < self.job.steps:
@@ -86,9 +84,13 @@ class Staging:
                 from agent.carry import bring
 
                 report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
-        ledger = ledger_of(self.root / "logs", claim.epoch - 1)
-        found["high_water"] = max(found["high_water"], ledger.step)
-        found["before"] = ledger.end
+        if claim.epoch > 1:  # a first start need not import it
+            from agent.keeping import ledger_of, sweep
+
+            sweep(self.root, claim.epoch)
+            ledger = ledger_of(self.root / "logs", claim.epoch - 1)
+            found["high_water"] = max(found["high_water"], ledger.step)
+            found["before"] = ledger.end
         return found
 
     def _clear(self, checkpoint_root: Path) -> None:
