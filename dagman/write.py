@@ -67,6 +67,7 @@ def write_workflow(workflow: Workflow) -> list[Path]:
             written.append(directory / name)
         for archive in workflow.archives:
             written.append(_pack(archive, directory))
+        _put_away_handovers(workflow)
         # job.json comes last: a directory that has it has everything.
         for file in sorted(workflow.files, key=_job_last):
             (directory / file.path).parent.mkdir(exist_ok=True)
@@ -79,12 +80,27 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     return written
 
 
+def _put_away_handovers(workflow: Workflow) -> None:
+    """A store without any commit has forgotten what earlier handovers say: the run begins anew, and none of them may skip a segment."""
+    store = workflow.job.store_seen_from(workflow.directory)
+    if not store.parent.parent.is_dir() or any(store.glob("checkpoints/[0-9]*.tar")):
+        return
+    for path in (workflow.directory / "handovers").glob("segment-*.json"):
+        earlier = path.parent / "earlier"
+        earlier.mkdir(exist_ok=True)
+        path.replace(earlier / path.name)
+
+
 def _pack(archive: Archive, directory: Path) -> Path:
     target = directory / archive.name
     if not target.exists():  # named by digest: what is there is right
-        target, packed = write_archive(archive.entries, directory, lambda packed: archive_name(archive.name.rpartition("-")[0], packed.sha256))
+        target, packed = write_archive(
+            archive.entries, directory, lambda packed: archive_name(archive.name.rpartition("-")[0], packed.sha256)
+        )
         if packed.sha256 != archive.sha256:
-            raise SegueError(f"{directory}: the source of {archive.name} changed while it was packed: let it rest, then try again")
+            raise SegueError(
+                f"{directory}: the source of {archive.name} changed while it was packed: let it rest, then try again"
+            )
     return target
 
 

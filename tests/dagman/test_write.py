@@ -1,0 +1,76 @@
+"""The writer: all or nothing under a final name, and nothing of an earlier run that would mislead the next."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.errors import SegueError
+from dagman.workflow import File, Workflow
+from dagman.write import write_workflow
+from tests.dagman.samples import golden_workflow
+
+
+@pytest.fixture
+def workflow(workdir: Path) -> Workflow:
+    (workdir / "staging").mkdir()
+    return golden_workflow("local", workdir / "run", workdir / "staging")
+
+
+def test_everything_is_there_and_scripts_can_be_run(workflow: Workflow) -> None:
+    written = write_workflow(workflow)
+    directory = workflow.directory
+    assert {path.relative_to(directory).as_posix() for path in written} == {
+        "agent.pyz", "jobs.pyz", *(file.path for file in workflow.files),
+    }  # fmt: skip
+    assert written[-1] == directory / "job.json", "a directory that has it has everything"
+    for program in ("scripts/pre_segment", "scripts/final", "agent.pyz", "jobs.pyz"):
+        assert (directory / program).stat().st_mode & 0o111
+    for name in ("agent.pyz", "jobs.pyz"):
+        assert "__main__.py" in zipfile.ZipFile(directory / name).namelist()
+    assert [path.name for path in directory.rglob("*") if path.name.startswith(".") or path.name.endswith(".tmp")] == []
+
+
+def test_failure_leaves_nothing_half_written_and_no_job_json(workflow: Workflow) -> None:
+    files = [*workflow.files, File("run.toml/inside", "x")]  # run.toml is a file: this one cannot be written
+    with pytest.raises(SegueError, match=r"cannot write the workflow: File exists; nothing was submitted"):
+        write_workflow(replace(workflow, files=files))
+    assert not (workflow.directory / "job.json").exists()
+    assert [path for path in workflow.directory.rglob("*") if path.name.endswith(".tmp")] == []
+    write_workflow(workflow)  # and a second try is none the worse for it
+    assert (workflow.directory / "job.json").exists()
+
+
+def handover(workflow: Workflow) -> Path:
+    path = workflow.directory / "handovers" / "segment-000.json"
+    path.write_text(json.dumps({"state": "complete", "step": 900}))
+    return path
+
+
+def test_handovers_of_a_run_whose_store_was_removed_are_put_away(workflow: Workflow) -> None:
+    write_workflow(workflow)
+    path = handover(workflow)
+    write_workflow(workflow)
+    assert not path.exists() and (path.parent / "earlier" / path.name).exists()
+
+
+def test_handovers_stay_while_the_store_has_a_commit(workflow: Workflow) -> None:
+    write_workflow(workflow)
+    path = handover(workflow)
+    commit = workflow.job.store_root / "checkpoints" / "000000900.e000001.tar"
+    commit.parent.mkdir(parents=True)
+    commit.touch()
+    write_workflow(workflow)
+    assert path.exists()
+
+
+def test_handovers_stay_where_staging_is_not_mounted(workflow: Workflow) -> None:
+    write_workflow(workflow)
+    path = handover(workflow)
+    (workflow.directory.parent / "staging").rmdir()
+    write_workflow(replace(workflow, directories=[]))
+    assert path.exists()
