@@ -52,13 +52,15 @@ def write_workflow(workflow: Workflow) -> list[Path]:
         raise BadInput(
             f"{directory}: this workflow is running (condor_dagman, process {pid}); wait for it, or condor_rm its job, then generate again"
         )
-    if directory.exists() and not (directory / "job.json").exists() and any(directory.iterdir()):
+    # An attempt to write that failed half-way has no job.json, but the placeholder's directory, which is made first.
+    ours = (directory / "job.json").exists() or (directory / "placeholder").is_dir()
+    if directory.exists() and not ours and any(directory.iterdir()):
         raise BadInput(
             f"{directory}: exists, is not empty and is no workflow directory: move it, or give another with --to"
         )
     written = []
     try:
-        for sub in ("handovers", "logs", "scripts", "placeholder"):
+        for sub in ("placeholder", "handovers", "logs", "scripts"):
             (directory / sub).mkdir(parents=True, exist_ok=True)
         for path in workflow.directories:
             path.mkdir(parents=True, exist_ok=True)
