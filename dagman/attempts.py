@@ -42,6 +42,7 @@ class Job:
     attempts: list[Attempt] = field(default_factory=list)
     state: str = "queued"
     reason: str | None = None
+    hold_code: int | None = None
 
 
 def jobs_of_nodes(events: Sequence[Event]) -> dict[str, list[Job]]:
@@ -81,9 +82,11 @@ def _apply(job: Job, event: Event) -> None:
         _end_for(job, event, "removed")
     elif kind == ev.HELD:
         job.state, job.reason = "held", event.text("HoldReason")
+        code = event.facts.get("HoldReasonCode")
+        job.hold_code = code if isinstance(code, int) else None
         _end_for(job, event, "held")
     elif kind == ev.RELEASED:
-        job.state, job.reason = "queued", None
+        job.state, job.reason, job.hold_code = "queued", None, None
 
 
 def _begin(job: Job, event: Event) -> None:

@@ -22,7 +22,7 @@ SEGMENT = re.compile(r"segment_(\d+)")
 class Segment:
     """One node of the chain. ``state``: waiting, queued, running, held, finished, skipped, failed, removed.
 
-    The state is that of the newest DAG submission; ``attempts`` are of all.
+    State and reason are those of the newest DAG submission; ``attempts`` are of all.
     """
 
     number: int
@@ -169,9 +169,10 @@ def timeline(seen: Observed) -> History:
     if state == "failed":
         reason = _failure(segments, jobs, others, seen.last_words) or reason
     elif state == "running":
-        reason = next((f"{each.node} is held: {each.reason}" for each in segments if each.state == "held"), None)
+        held = _held(jobs, segments, others)
+        reason = f"{held} is held: {jobs[held][-1].reason}" if held is not None else None
     return History(
-        seen.run, state, seen.steps, step, segments, others, seen.commit, _next(state, segments, others, step, seen.steps), reason,
+        seen.run, state, seen.steps, step, segments, others, seen.commit, _next(state, segments, others, step, seen.steps, jobs), reason,
         dag.began, dag.ended, seen.staging_visible, _step_seconds(seen),
     )  # fmt: skip
 
@@ -251,7 +252,35 @@ def _failure(
     return None
 
 
-def _next(state: str, segments: Sequence[Segment], others: Mapping[str, str], step: int, steps: int) -> str:
+# HTCondor's HoldReasonCode of a job that used more memory than it asked for.
+_MEMORY_HOLD = 34
+
+
+def _release(name: str, job: Job) -> str:
+    """What a person has to do about a held job."""
+    number = f"{job.cluster}.0"
+    if job.hold_code == _MEMORY_HOLD:
+        return (
+            f"{name} used more memory than it asked for: condor_qedit {number} RequestMemory MB, then condor_release {number}; "
+            "raise resources.memory_mb for the next submission"
+        )
+    return f"{name} is held: mend the cause, then condor_release {number}"
+
+
+def _held(jobs: Mapping[str, Sequence[Job]], segments: Sequence[Segment], others: Mapping[str, str]) -> str | None:
+    """The node that is held now, if there is one."""
+    states = {**others, **{segment.node: segment.state for segment in segments}}
+    return next((name for name, state in states.items() if state == "held" and jobs.get(name)), None)
+
+
+def _next(
+    state: str,
+    segments: Sequence[Segment],
+    others: Mapping[str, str],
+    step: int,
+    steps: int,
+    jobs: Mapping[str, Sequence[Job]],
+) -> str:
     if state == "not-submitted":
         return "submit it: segue submit"
     if state == "complete":
@@ -262,18 +291,19 @@ def _next(state: str, segments: Sequence[Segment], others: Mapping[str, str], st
             "removed": "segue submit goes on from the newest commit",
             "held": "condor_release DAGMan's own job, or condor_rm it",
         }[state]
+    held = _held(jobs, segments, others)
+    if held is not None:
+        return _release(held, jobs[held][-1])
     for segment in segments:
         if segment.state == "running":
             return f"{segment.node} trains to step {steps}" if step < steps else f"{segment.node} ends"
-        if segment.state == "held":
-            return f"{segment.node} is held: mend the cause, then condor_release it"
         if segment.state == "queued":
             return f"{segment.node} waits for a machine"
         if segment.state == "failed":
             return f"{segment.node} failed ({segment.reason}): it is tried again, unless that cannot help"
-    for name in others:
-        if name != "consolidate" and others[name] in ("queued", "running", "held"):
-            return f"{name} {'is held: mend the cause, then condor_release it' if others[name] == 'held' else 'comes before the first segment'}"
+    for name, found in others.items():
+        if name != "consolidate" and found in ("queued", "running"):
+            return f"{name} comes before the first segment"
     if others.get("consolidate") in ("queued", "running"):
         return "consolidate writes the result"
     waiting = [segment.node for segment in segments if segment.state == "waiting"]

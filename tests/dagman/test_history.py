@@ -142,7 +142,10 @@ def test_held_job_says_why_and_what_to_do_and_goes_on_when_released(
     log.submit(3, 5, "segment_000").execute(3, 10).evict(3, 60, why, 34).hold(3, 60, why, 34)
     history = seen(tmp_path, log, running)
     assert (states(history)[0], outcomes(history), history.reason) == ("held", ["held"], f"segment_000 is held: {why}")
-    assert history.next == "segment_000 is held: mend the cause, then condor_release it"
+    assert history.next == (
+        "segment_000 used more memory than it asked for: condor_qedit 3.0 RequestMemory MB, then condor_release 3.0; "
+        "raise resources.memory_mb for the next submission"
+    )
     log.release(3, 90).execute(3, 95)
     history = seen(tmp_path, log, running)
     assert (states(history)[0], outcomes(history), history.reason) == ("running", ["held", "running"], None)
@@ -153,6 +156,14 @@ def test_job_held_before_it_ran_has_no_attempt(tmp_path: Path, log: EventLog, ru
     history = seen(tmp_path, log, running)
     assert (states(history)[0], outcomes(history)) == ("held", [])
     assert history.reason == "segment_000 is held: Transfer input files failure"
+    assert history.next == "segment_000 is held: mend the cause, then condor_release 3.0"
+
+
+def test_held_helper_is_told_as_well(tmp_path: Path, running: EventLog) -> None:
+    log = EventLog().submit(2, 1, "stage").hold(2, 9, "Transfer input files failure", 13)
+    history = seen(tmp_path, log, running)
+    assert (history.nodes, history.reason) == ({"stage": "held"}, "stage is held: Transfer input files failure")
+    assert history.next == "stage is held: mend the cause, then condor_release 2.0"
 
 
 def test_skipped_segments_are_told_from_those_that_wait(tmp_path: Path, log: EventLog, running: EventLog) -> None:
