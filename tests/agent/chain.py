@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tarfile
 import time
@@ -131,12 +132,15 @@ class Chain:
         self.wait("a commit of the newest attempt", lambda: self.epoch() > 0 and self.newest()[0] == self.epoch())
 
     def processes(self) -> list[int]:
-        """All processes whose working directory or command line lies in this run's or the pool's scratch."""
+        """All of agent and trainer that run in this pool's execute directory."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 text = (path / "cmdline").read_bytes().decode(errors="replace")
+                where = os.readlink(path / "cwd")  # noqa: PTH115  (may end in " (deleted)")
             except OSError:
+                continue
+            if not where.startswith(str(self.pool.directory / "execute")):
                 continue
             if "tests.agent.plain_recipes" in text or "plain_trainer.py" in text:
                 found.append(int(path.name))
@@ -162,8 +166,16 @@ class Chain:
             "trainer": known[worker],
             "worker": worker,
             "starter": _named("condor_starter", known, agent),
-            "shadow": next(pid for pid in known if _name(pid) == "condor_shadow"),
+            "shadow": self._shadow(known),
         }
+
+    def _shadow(self, known: dict[int, int]) -> int:
+        """This pool's: others may run beside it."""
+        mine = str(self.pool.directory).encode()
+        for pid in known:
+            if _name(pid) == "condor_shadow" and mine in Path(f"/proc/{pid}/environ").read_bytes():
+                return pid
+        raise AssertionError("the running job has no shadow")
 
     def final_state(self) -> str:
         epoch, step = self.newest()

@@ -168,9 +168,17 @@ class Workflow:
                         "trainer": trainer,
                         "worker": worker,
                         "starter": _above(agent, known, "condor_starter"),
-                        "shadow": next(pid for pid in known if _name(Path(f"/proc/{pid}")) == "condor_shadow"),
+                        "shadow": self._shadow(known),
                     }
         return {}
+
+    def _shadow(self, known: dict[int, int]) -> int:
+        """This pool's: others may run beside it."""
+        mine = str(self.pool.directory).encode()
+        for pid in known:
+            if _name(Path(f"/proc/{pid}")) == "condor_shadow" and mine in Path(f"/proc/{pid}/environ").read_bytes():
+                return pid
+        raise AssertionError("the running job has no shadow")
 
 
 def _name(process: Path) -> str:
