@@ -177,7 +177,11 @@ def segment(spec: Spec, site: Site, places: Places) -> Description:
             "SIGTERM",
             "the agent publishes what is complete and leaves; only this key, or hold and remove would differ",
         ),
-        Line("job_max_vacate_time", "600"),
+        Line(
+            "job_max_vacate_time",
+            "600",
+            "seconds from SIGTERM to SIGKILL; a machine may grant less, and the agent asks it",
+        ),
         Line("request_cpus", str(ask.cpus or default.cpus)),
         Line("request_memory", f"{ask.memory_mb or default.memory_mb}MB"),
         Line("request_disk", f"{ask.disk_mb or default.disk_mb}MB"),

@@ -193,7 +193,7 @@ def make_dag(spec: Spec, site: Site, plan: Plan, directory: Path, norm_stats: bo
         final=Node("summary", str(directory / "stage.sub"), post=summary, noop=True),
         config=str(directory / "dagman.config"),
         notes=[
-            f"Run {spec.name}: {spec.steps} steps in {plan.needed} segments of class {plan.queue_class} and {plan.reserve} in reserve.",
+            f"Run {spec.name}: {spec.steps} steps; segments of class {plan.queue_class}: {plan.needed} needed, {plan.reserve} in reserve.",
             "Each segment resumes from the newest commit in staging. One that starts after the run is complete is skipped by its PRE script",
             f"(exit {PRE_SKIP_EXIT} = PRE_SKIP) and asks for no machine. Exit {PERMANENT} says that a retry cannot help.",
             "FINAL runs no job; its POST script fails when the DAG failed, because HTCondor takes its result for the whole DAG's.",
