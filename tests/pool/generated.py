@@ -126,9 +126,9 @@ class Generated:
 
         try:
             wait_until(what, look, patience_s)
-        except AssertionError:
+        except AssertionError as error:
             raise AssertionError(
-                f"{what} did not happen\n{json.dumps(seen, indent=1)[-3000:]}\n{self.said()}"
+                f"{what} did not happen ({error})\n{json.dumps(seen, indent=1)[-3000:]}\n{self.said()}"
             ) from None
         return seen[0]
 

@@ -105,7 +105,7 @@ def test_retry_after_a_fault_of_the_machine_asks_for_another(condor: EmbeddedPoo
     # then its job avoids that machine, and waits.
     log = (run.workflow / "events.log").read_text()
     cluster = re.findall(r"^000 \((\d+)\.", log, re.MULTILINE)[-1]
-    asked = run.tool("condor_q", cluster, "-af", "Requirements")
+    asked = run.tool("condor_q", cluster, "-af:r", "Requirements")
     assert f'(TARGET.Machine != "{machine}")' in asked
     assert status["next"] == "segment_000 waits for a machine"
     run.tool("condor_rm", "-all")
