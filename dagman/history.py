@@ -80,7 +80,7 @@ class Observed:
 class History:
     """A run so far. ``state``: not-submitted, queued, running, held, complete, failed, removed.
 
-    ``step_s``: measured seconds a step, None before there is a measurement; ``left_s``: training time left at that pace, without queueing.
+    ``dag_job``: DAGMan's own. ``step_s``: measured seconds a step, None before there is a measurement; ``left_s``: training time left at that pace, without queueing.
     """
 
     run: str
@@ -96,6 +96,7 @@ class History:
     ended: float | None = None
     staging_visible: bool = True
     step_s: float | None = None
+    dag_job: str | None = None
 
     @property
     def evictions(self) -> int:
@@ -113,6 +114,7 @@ class _Dag:
     """The newest submission of the DAG."""
 
     state: str = "not-submitted"
+    job: str | None = None
     began: float | None = None
     ended: float | None = None
     reason: str | None = None
@@ -124,7 +126,7 @@ def _dag_state(own: Sequence[Event]) -> _Dag:
     for event in own:
         if event.kind == ev.SUBMIT:
             newest = event.cluster
-            found = _Dag("queued", event.at)
+            found = _Dag("queued", f"{event.cluster}.0", event.at)
         elif event.cluster != newest:
             continue
         elif event.kind in (ev.EXECUTE, ev.RELEASED):
@@ -173,7 +175,7 @@ def timeline(seen: Observed) -> History:
         reason = f"{held} is held: {jobs[held][-1].reason}" if held is not None else None
     return History(
         seen.run, state, seen.steps, step, segments, others, seen.commit, _next(state, segments, others, step, seen.steps, jobs), reason,
-        dag.began, dag.ended, seen.staging_visible, _step_seconds(seen),
+        dag.began, dag.ended, seen.staging_visible, _step_seconds(seen), dag.job,
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def as_data(history: History, now: float) -> dict[str, Any]:
         "run": history.run,
         "state": history.state,
         "reason": history.reason,
+        "dag_job": history.dag_job,
         "step": history.step,
         "steps": history.steps,
         "evictions": history.evictions,

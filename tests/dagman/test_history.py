@@ -217,7 +217,7 @@ def test_job_numbers_that_begin_again_in_a_new_pool_are_told_apart(tmp_path: Pat
     log.submit(2, 205, "stage").execute(2, 206).end(2, 207).submit(3, 208, "segment_000").execute(3, 210)
     dag = EventLog().submit(9, 0).execute(9, 0, None).submit(1, 200).execute(1, 200, None)
     history = seen(tmp_path, log, dag)
-    assert (history.state, history.began) == ("running", BEGAN + 200)
+    assert (history.state, history.began, history.dag_job) == ("running", BEGAN + 200, "1.0")
     assert outcomes(history) == ["evicted", "running"]
 
 
