@@ -80,7 +80,8 @@ class Observed:
 class History:
     """A run so far. ``state``: not-submitted, queued, running, held, complete, failed, removed.
 
-    ``dag_job``: DAGMan's own. ``step_s``: measured seconds a step, None before there is a measurement; ``left_s``: training time left at that pace, without queueing.
+    ``dag_job``: DAGMan's own. ``step_s``: measured seconds a step, None before there is a measurement; ``left_s``: training time
+    left at that pace, without queueing.
     """
 
     run: str
