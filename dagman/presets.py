@@ -34,6 +34,11 @@ def warnings(asked: Asked) -> list[str]:
     """What is legal and still likely to hurt."""
     spec, site, plan = asked.spec, asked.site, asked.plan
     found = []
+    reach = plan.segments * plan.steps_per_segment
+    if reach < spec.steps:
+        found.append(
+            f"segments.count: {plan.segments} segments make about {reach} of {spec.steps} steps at this pace; the rest needs another submission"
+        )
     if asked.site.gpus:
         count = sum(gpu.machines * gpu.per_machine for gpu in plan.gpus)
         everything = sum(gpu.machines * gpu.per_machine for gpu in site.gpus)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from agent.errors import BadInput
 from dagman.plan import make_plan, young_daly_steps
 from dagman.prepare import ask, prepare
+from dagman.prepare import Asked
+from dagman.presets import warnings
 from dagman.site import Site, load_site
 from dagman.spec import Spec
 from tests.dagman.samples import GOLDEN
@@ -82,6 +84,13 @@ def test_save_interval_longer_than_a_segment_would_redo_the_same_steps_for_ever(
 def test_count_and_reserve_of_the_user_go_before_the_estimate() -> None:
     plan = make_plan(spec(20_000, segments={"count": 3, "reserve": 0}), LOCAL)
     assert (plan.needed, plan.reserve, plan.segments) == (3, 0, 3)
+
+
+def test_fewer_segments_than_the_estimate_are_warned_of() -> None:
+    asked = spec(20_000, segments={"count": 3, "reserve": 0})
+    plan = make_plan(asked, LOCAL)
+    (said,) = warnings(Asked(Path("run.toml"), asked, LOCAL, plan, Path()))
+    assert said.startswith(f"segments.count: 3 segments make about {3 * plan.steps_per_segment} of 20000 steps")
 
 
 def test_too_many_segments_asks_for_a_longer_class() -> None:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
 def test_segments_after_the_end_are_skipped_without_a_job(pool: EmbeddedPool, workdir: Path) -> None:
     # Given a chain with far more segments than the run needs,
-    needed, steps = (10, 800) if SEGMENTS >= 100 else (2, 160)
+    needed, steps = (10, 1250) if SEGMENTS >= 100 else (2, 160)
     run = Generated(
         pool,
         workdir,
