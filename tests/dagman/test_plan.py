@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from agent.errors import BadInput
 from dagman.plan import make_plan, young_daly_steps
-from dagman.prepare import ask, prepare
-from dagman.prepare import Asked
+from dagman.prepare import Asked, ask, prepare
 from dagman.presets import warnings
 from dagman.site import Site, load_site
 from dagman.spec import Spec
