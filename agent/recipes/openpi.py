@@ -47,6 +47,8 @@ _STEP_LINE = re.compile(r"\bStep (\d+): (.*)")
 _LOSS = re.compile(r"\bloss=([-+.\deEnaif]+)")
 _BAR = re.compile(r"(?:\||Progress on:\S*)\s*(\d+(?:\.\d+)?)(k?)(?:it)?/(\d+(?:\.\d+)?)(k?)(?:it)?\b")
 _EPOCH_SEEDS = 1000
+# XLA's own caches put their path, which holds the scratch directory's, into the key of jax's compile cache: it would never be hit again.
+_JAX = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
 _TAKEN = {
     "--exp-name": "give options.exp_name",
     "--num-train-steps": "give `steps`",
@@ -133,7 +135,7 @@ class OpenPIBase(Recipe):
         before = start.job.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
         paths = [str(here / "src"), str(here / "packages/openpi-client/src"), *([before] if before else [])]
         told = environment.caches(start)
-        told.update(environment.yielding(start, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}))
+        told.update(environment.yielding(start, _JAX))
         return {**told, "PYTHONPATH": os.pathsep.join(paths)}
 
     def python(self, start: Start) -> str:

@@ -100,6 +100,7 @@ def test_environment_is_the_one_that_labs_need(scratch: Path) -> None:
     below = ("HOME", "XDG_CACHE_HOME", "UV_CACHE_DIR", "HF_HOME", "HF_DATASETS_CACHE", "HF_LEROBOT_HOME", "WANDB_DIR")
     assert all(Path(told[name]).is_relative_to(scratch) for name in below)
     assert told["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9"
+    assert told["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] == "none"  # else carried programs are never found again
     assert told["PYTHONPATH"].startswith(str(scratch / "code/src"))
     assert "OPENPI_DATA_HOME" not in told  # run.toml's own value stays
 
