@@ -148,11 +148,18 @@ def unpack(fs: FileSystem, commit: Commit, destination: str, token: str, pace: P
 
 
 def twice(attempt: Callable[[], Manifest]) -> Manifest:
-    """Run a reading once more when it found something bad: memory and networks err as well as disks."""
-    try:
-        return attempt()
-    except (BadArchive, ReadFailed):
-        return attempt()
+    """Read again what was found bad: memory and networks err as well as disks. Only what fails twice in the same way has failed.
+
+    An error of reading says nothing of the data, so one bad reading after it is still the first.
+    """
+    seen: set[type[Exception]] = set()
+    while True:
+        try:
+            return attempt()
+        except (BadArchive, ReadFailed) as error:
+            if type(error) in seen:
+                raise
+            seen.add(type(error))
 
 
 def only_this_commit(error: ReadFailed) -> bool:

@@ -306,3 +306,30 @@ def test_a_damaged_giant_is_refused_without_reading_it_into_memory(tmp_path: Pat
     finally:
         tracemalloc.stop()
         fs.close(fd)
+
+
+def test_an_error_of_reading_and_then_a_bad_read_do_not_make_a_commit_bad(store: Store, tmp_path: Path) -> None:
+    """What history 20601 found: the second look was spent on an I/O error, and the first wrong bit set a good commit aside."""
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+
+    class Unlucky(PosixFileSystem):
+        opened = 0
+
+        def open(self, path: str) -> int:
+            self.opened += path.endswith("000000010.e000001.tar")
+            if self.opened == 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return super().open(path)
+
+        def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+            count = super().read_into(fd, buffer, offset)
+            if self.opened == 2 and 4000 < len(buffer) < 6000:  # a file's data
+                buffer[100] ^= 1
+            return count
+
+    said: list[str] = []
+    (tmp_path / "back").mkdir()
+    store.fs = Unlucky()
+    found = store.restore(tmp_path / "back", report=said.append)
+    assert found is not None and (found.commit.step, said) == (10, [])
