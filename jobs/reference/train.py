@@ -60,6 +60,8 @@ def prepare_jax(threads: int) -> None:
     if cache := compile_cache():
         change: Any = jax.config.update
         change("jax_compilation_cache_dir", str(cache))
+        # XLA's own caches put their path into the key: carried to another scratch directory, nothing would be found again.
+        change("jax_persistent_cache_enable_xla_caches", "none")
         change("jax_persistent_cache_min_compile_time_secs", 0.0)
         change("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -54,6 +54,16 @@ def test_a_cold_compile_cache_gives_the_same_bits(programs: Programs, straight: 
     assert any((cold / ".cache" / "jax").iterdir())
 
 
+def test_a_carried_compile_cache_is_hit_in_another_scratch_directory(programs: Programs, tmp_path: Path) -> None:
+    first, second = tmp_path / "scratch-1", tmp_path / "scratch-2"
+    first.mkdir()
+    programs.train(first / "c", HOME=str(first), SEGUE_LAST_STEP="2")
+    shutil.copytree(first / ".cache", second / ".cache")
+    programs.train(second / "c", HOME=str(second), SEGUE_LAST_STEP="2")
+    compiled = [sorted(path.name for path in home.rglob("*-cache")) for home in (first, second)]
+    assert compiled[0] == compiled[1] != []
+
+
 def test_a_kill_during_an_async_save_loses_only_the_unfinished_checkpoint(
     programs: Programs, straight: Path, tmp_path: Path
 ) -> None:
