@@ -71,6 +71,8 @@ class Publisher:
         self.finished_step = 0
         """Step of the newest finished checkpoint known, published or not."""
         self.finished_at: float | None = None
+        self.spacing: int | None = None
+        """Steps between the last two checkpoints of this start, where the trainer keeps an interval of its own."""
         self.committed_step = 0
         self.halted = False
         """Set when nothing more must be published (superseded, told to leave)."""
@@ -93,6 +95,7 @@ class Publisher:
         self._full_at = 0.0
         self.finished_step = step
         self.finished_at = None
+        self.spacing = None
         self.committed_step = max(self.committed_step, step)
 
     def look(self, thoroughly: bool = False) -> None:
@@ -130,6 +133,8 @@ class Publisher:
             self._snapshotting = None
             if outcome.ok:
                 self._failed_snapshots = 0
+                if self._start is not None and self.finished_step > self._start.resume_step:
+                    self.spacing = finished.step - self.finished_step
                 self.finished_step = finished.step
                 self.finished_at = time.time()
                 self._add(waiting)

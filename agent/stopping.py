@@ -54,12 +54,17 @@ class Stopping:
 
     def _next_save_too_late(self, training: Training, now: float) -> bool:
         """Whether steps come more slowly than thought, so that only what is finished now can be kept."""
-        interval = training.start.save_interval
-        if not training.clock.settled or interval is None or self._publisher.unpublished:
+        interval, publisher = training.start.save_interval, self._publisher
+        if not training.clock.settled or publisher.unpublished or publisher.finished_step <= training.start.resume_step:
             return False
-        if self._publisher.finished_step <= training.start.resume_step:
+        if interval is not None and self._recipe.sets_save_interval:
+            upcoming = (training.step // interval + 1) * interval
+        elif publisher.spacing is not None:
+            upcoming = max(publisher.finished_step + publisher.spacing, training.step)
+        else:
             return False
-        upcoming = min(training.start.last_step, (training.step // interval + 1) * interval)
+        if self._recipe.sets_last_step:
+            upcoming = min(training.start.last_step, upcoming)
         pace = self._attempt.experience.pace
         ready = now + (upcoming - training.step) * pace.step_s + pace.save_s
         return ready > self._attempt.deadline.usable - publish_need_s(pace) + self._attempt.deadline.margin_s / 4

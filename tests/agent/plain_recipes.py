@@ -51,7 +51,14 @@ class ByItself(ByLastStep):
     sets_last_step = False
 
 
-RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep(), ByItself())}
+class OfItsOwn(ByItself):
+    """Has its own save interval besides: all that can be done is to end it at the right moment."""
+
+    name = "of-its-own"
+    sets_save_interval = False
+
+
+RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep(), ByItself(), OfItsOwn())}
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """A trainer in plain Python, as strict as a real one: state depends on every step, a checkpoint is finished by a rename.
 
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
-(does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME).
+(does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
+no other end than the run's).
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def check_workers(pids: list[int]) -> None:
 
 def train() -> None:
     step = int(os.environ["SEGUE_RESUME_STEP"])
-    last = int(os.environ["SEGUE_LAST_STEP"])
-    interval = int(os.environ.get("SEGUE_SAVE_INTERVAL") or 10)
+    last = int(os.environ["SEGUE_STEPS" if "every" in OPTIONS else "SEGUE_LAST_STEP"])
+    interval = int(OPTIONS.get("every") or os.environ.get("SEGUE_SAVE_INTERVAL") or 10)
     state = json.loads((ROOT / str(step) / "state.json").read_text())["state"] if step else ""
     board = None
     if "wandb" in OPTIONS:

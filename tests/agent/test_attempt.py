@@ -277,6 +277,17 @@ def test_a_trainer_that_ends_only_at_the_runs_end_is_stopped_after_a_save(tmp_pa
     assert attempt.step() - handover["step"] < 40
 
 
+def test_a_trainer_with_an_interval_of_its_own_is_ended_after_the_last_checkpoint_that_fits(tmp_path: Path) -> None:
+    args = ("step_s=0.05", "every=30", "deaf=1")
+    run = Run(tmp_path, steps=100_000, recipe="of-its-own", limit_s=8.0, args=args)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "time-used" and handover["step"] >= 60
+    assert "the next checkpoint would not be published" in handover["reason"]
+    assert attempt.step() - handover["step"] < 25
+
+
 def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=100_000, args=("step_s=0.01", "deaf=1"), save_interval=30)
     (tmp_path / "machine.ad").write_text("MachineMaxVacateTime = 3\n")
