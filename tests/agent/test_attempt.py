@@ -278,14 +278,14 @@ def test_a_trainer_that_ends_only_at_the_runs_end_is_stopped_after_a_save(tmp_pa
 
 
 def test_a_trainer_with_an_interval_of_its_own_is_ended_after_the_last_checkpoint_that_fits(tmp_path: Path) -> None:
-    args = ("step_s=0.05", "every=30", "deaf=1")
-    run = Run(tmp_path, steps=100_000, recipe="of-its-own", limit_s=8.0, args=args)
+    args = ("step_s=0.05", "every=40", "deaf=1")
+    run = Run(tmp_path, steps=100_000, recipe="of-its-own", limit_s=9.0, args=args)
     with run.attempt() as attempt:
         assert attempt.end() == 0, attempt.log()
     handover = attempt.handover()
     assert handover["state"] == "time-used" and handover["step"] >= 60
-    assert "the next checkpoint would not be published" in handover["reason"]
-    assert attempt.step() - handover["step"] < 25
+    assert "the next checkpoint would not be published" in handover["reason"], attempt.log()
+    assert attempt.step() - handover["step"] < 30
 
 
 def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) -> None:
