@@ -35,6 +35,7 @@ OPTIONS = (
     "norm_stats_frames",
     "asset_id",
     "bfloat16",
+    "compile_cache",
 )
 TOKENIZER = "big_vision/paligemma_tokenizer.model"
 IMAGE_APP = "/app"
@@ -49,6 +50,7 @@ _BAR = re.compile(r"(?:\||Progress on:\S*)\s*(\d+(?:\.\d+)?)(k?)(?:it)?/(\d+(?:\
 _EPOCH_SEEDS = 1000
 # XLA's own caches put their path, which holds the scratch directory's, into the key of jax's compile cache: it would never be hit again.
 _JAX = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
+_JAX_WITHOUT_CACHE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "JAX_ENABLE_COMPILATION_CACHE": "false"}
 _TAKEN = {
     "--exp-name": "give options.exp_name",
     "--num-train-steps": "give `steps`",
@@ -135,7 +137,7 @@ class OpenPIBase(Recipe):
         before = start.job.env.get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
         paths = [str(here / "src"), str(here / "packages/openpi-client/src"), *([before] if before else [])]
         told = environment.caches(start)
-        told.update(environment.yielding(start, _JAX))
+        told.update(environment.yielding(start, _JAX if self._caches_programs(start) else _JAX_WITHOUT_CACHE))
         return {**told, "PYTHONPATH": os.pathsep.join(paths)}
 
     def python(self, start: Start) -> str:
@@ -244,7 +246,11 @@ class OpenPIBase(Recipe):
         return least if abs(total - self._total) <= unsure and least > 0 else None
 
     def carried(self, start: Start) -> Sequence[str]:
-        return (environment.JAX_CACHE,)
+        return (environment.JAX_CACHE,) if self._caches_programs(start) else ()
+
+    def _caches_programs(self, start: Start) -> bool:
+        """Without a GPU never: there, programs that jax 0.5.3 takes from its cache gave other numbers, and broke the heap."""
+        return start.gpus > 0 and option(start.job, "compile_cache", bool, True)
 
 
 def _rounded(digits: str, kilo: str) -> tuple[float, float]:

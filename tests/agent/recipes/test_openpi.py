@@ -100,9 +100,23 @@ def test_environment_is_the_one_that_labs_need(scratch: Path) -> None:
     below = ("HOME", "XDG_CACHE_HOME", "UV_CACHE_DIR", "HF_HOME", "HF_DATASETS_CACHE", "HF_LEROBOT_HOME", "WANDB_DIR")
     assert all(Path(told[name]).is_relative_to(scratch) for name in below)
     assert told["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9"
-    assert told["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] == "none"  # else carried programs are never found again
     assert told["PYTHONPATH"].startswith(str(scratch / "code/src"))
     assert "OPENPI_DATA_HOME" not in told  # run.toml's own value stays
+
+
+def test_compiled_programs_are_carried_with_a_key_that_is_found_again(scratch: Path) -> None:
+    with_gpu = start(scratch, gpus=1)
+    assert OpenPI().environment(with_gpu)["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] == "none"
+    assert OpenPI().carried(with_gpu) == (".cache/jax",)
+
+
+@pytest.mark.parametrize(("gpus", "options"), [(0, {}), (1, {"compile_cache": False})])
+def test_no_program_is_taken_from_a_cache_on_a_cpu_or_when_told_so(
+    scratch: Path, gpus: int, options: dict[str, Any]
+) -> None:
+    without = start(scratch, options, gpus=gpus)
+    assert OpenPI().environment(without)["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    assert OpenPI().carried(without) == ()
 
 
 def test_label_k_is_k_plus_1_updates(scratch: Path) -> None:
