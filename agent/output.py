@@ -10,6 +10,7 @@ import os
 import select
 import stat
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from agent.loop import Loop
 
 KEPT_LINES = 50
 _LONGEST_LINE = 1 << 16
+_TROUBLE = ("Traceback (most recent call last)", "Fatal Python error")
+_TROUBLE_LINES = 20
+_MOST_TROUBLES = 4
 
 
 class Log:
@@ -29,6 +33,7 @@ class Log:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._stdout_may_block = not stat.S_ISREG(os.fstat(1).st_mode) if _open(1) else None
         self.last: deque[str] = deque(maxlen=KEPT_LINES)
+        self._troubles: list[tuple[float, list[str]]] = []
 
     def say(self, text: str) -> None:
         """One message of the agent's own."""
@@ -39,6 +44,26 @@ class Log:
             sys.stderr.flush()
         except (OSError, ValueError):
             return
+
+    def hear(self, text: str) -> None:
+        """A line of the trainer's. The first traceback of its end is remembered apart: threads that stumble over that end may say more."""
+        self.last.append(text)
+        if self._troubles and len(self._troubles[-1][1]) < _TROUBLE_LINES:
+            self._troubles[-1][1].append(text)
+        elif text.startswith(_TROUBLE) and len(self._troubles) < _MOST_TROUBLES:
+            self._troubles.append((time.time(), [text]))
+
+    def calm(self, at: float) -> None:
+        """A step was done at the Unix time ``at``: what was said before was not the end."""
+        self._troubles = [one for one in self._troubles if one[0] > at]
+
+    def last_lines(self) -> list[str]:
+        """For the handover: the last ones, and before them the first traceback since the last step when it is not among them."""
+        last = list(self.last)
+        first = self._troubles[0][1] if self._troubles else []
+        if not set(first) - set(last):
+            return last
+        return [*first, "…", *last[len(first) + 1 - KEPT_LINES :]]
 
     def write(self, data: bytes) -> None:
         """Append to the log; a full scratch disk must not end the training."""
@@ -115,7 +140,7 @@ class Output:
     def _line(self, line: bytes) -> None:
         text = line[:_LONGEST_LINE].decode("utf-8", "replace").rstrip()
         if text:
-            self._log.last.append(text)
+            self._log.hear(text)
             self._on_line(text)
 
     def finish(self) -> None:

@@ -74,6 +74,7 @@ class Training:
         on_step: Callable[[int, float | None], None],
     ) -> None:
         self._loop = loop
+        self._log = log
         self._recipe = recipe
         self._files = files
         self._on_step = on_step
@@ -92,6 +93,7 @@ class Training:
         self.stop_asked: int | None = None
         self.stop_asked_at: float | None = None
         self.stopped_by_agent = False
+        log.calm(self.began)
         files.directory.mkdir(parents=True, exist_ok=True)
         files.stop.unlink(missing_ok=True)
         files.progress.unlink(missing_ok=True)
@@ -123,6 +125,7 @@ class Training:
         now = min(at or time.time(), time.time())
         if step <= self.step or not self.clock.report(now, step):
             return
+        self._log.calm(now)
         self.first_step_at = self.first_step_at or now
         self.last_step_at = now
         self.step = step

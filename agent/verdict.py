@@ -93,7 +93,7 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
     """Book a crash; an End when it must not be tried again here."""
     ended = training.ended
     assert ended is not None
-    lines = list(attempt.log.last)
+    lines = attempt.log.last_lines()
     if training.keeper.problem:
         sentence = f"the trainer cannot be started: {training.keeper.problem}; check python and args in run.toml"
         failure = Failure("not-found", Verdict.NEVER, sentence)

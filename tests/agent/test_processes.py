@@ -232,6 +232,27 @@ def test_nothing_survives_sigkill_of_the_agent(tmp_path: Path) -> None:
     agent.stdout.close()
 
 
+def test_the_first_traceback_is_kept_when_threads_stumble_over_the_end(loop: Loop, tmp_path: Path) -> None:
+    code = """
+for word in ("early", "root cause", "noise"):
+    print("Traceback (most recent call last)")
+    print(*(f"{word} {number}" for number in range(60)), sep="\\n")
+    print(word, "is over", flush=True)
+"""
+    _, ended, lines = start(loop, tmp_path, sys.executable, "-c", code)
+    wait(loop, lambda: ended and "noise is over" in lines)
+    log = Log(tmp_path / "other")
+    for line in lines:
+        log.hear(line)
+        if line == "early is over":
+            log.calm(time.time())
+    kept = log.last_lines()
+    assert len(kept) == 50
+    assert kept[:2] == ["Traceback (most recent call last)", "root cause 0"]
+    assert kept[20] == "…" and kept[-1] == "noise is over"
+    assert not any("early" in line for line in kept)
+
+
 def test_progress_bars_and_lines_are_told_apart(loop: Loop, tmp_path: Path) -> None:
     code = "print('step 1\\rstep 2\\rstep 3\\nlast', end='', flush=True)"
     _, ended, lines = start(loop, tmp_path, sys.executable, "-c", code)
