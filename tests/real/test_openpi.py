@@ -18,6 +18,8 @@ from tests.real.chain import HERE, RealChain, check_resumes, given, run
 pytestmark = pytest.mark.pool
 STEPS = 160
 STEP_S = 2.0
+# Compiling takes 20 s instead of two minutes, and the programs need not be fast.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 OBSERVATION = {
     "observation/state": {"shape": [8], "dtype": "float32"},
     "observation/image": {"shape": [64, 64, 3], "dtype": "uint8"},
@@ -33,7 +35,7 @@ args = ["--num-workers=0", "--log-interval=1"]
 
 [trainer.env]
 JAX_PLATFORMS = "cpu"
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+XLA_FLAGS = "{quick}"
 HF_HUB_OFFLINE = "1"
 OMP_NUM_THREADS = "2"
 REAL_DIARY = "{directory}/diary"
@@ -84,7 +86,7 @@ def chain_of(recipe: str, pool: EmbeddedPool, directory: Path, checkout: Path, i
         env={**os.environ, "HF_LEROBOT_HOME": str(directory / "lerobot"), "HF_HUB_OFFLINE": "1"},
     )
     python = small(directory, interpreter)
-    text = RUN.format(checkout=checkout, recipe=recipe, python=python, directory=directory, step_s=STEP_S)
+    text = RUN.format(checkout=checkout, recipe=recipe, python=python, directory=directory, step_s=STEP_S, quick=QUICK)
     return RealChain(pool, directory, "arm", STEPS, text)
 
 
@@ -131,16 +133,20 @@ def serve(chain: RealChain, checkout: Path, directory: Path) -> dict[str, object
     home = directory / "openpi-home/big_vision"
     home.mkdir(parents=True)
     (home / "paligemma_tokenizer.model").write_bytes((directory / "paligemma_tokenizer.model").read_bytes())
-    os.environ.update(OPENPI_DATA_HOME=str(home.parent), JAX_PLATFORMS="cpu", REAL_DIARY=str(chain.diary))
+    here = {
+        "OPENPI_DATA_HOME": str(home.parent),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": QUICK,
+        "REAL_DIARY": str(chain.diary),
+    }
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = ("serve", "run.toml", "--openpi", str(checkout), "--python", str(directory / "python"), "--port", str(port))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
         told = chain.segue(*words, "--observation", "observation.json", "--check", "--json", "--wait", "900")
-    finally:
-        for name in ("OPENPI_DATA_HOME", "JAX_PLATFORMS", "REAL_DIARY"):
-            os.environ.pop(name)
     found: dict[str, object] = json.loads(told)
     return found
 
