@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SEGUE = [sys.executable, "-m", "cli.main"]
 PATIENCE_S = 1500.0
-LIMIT_S = 240.0
+LIMIT_S = 180.0
 
 SITE = """
 title = "embedded pool with a class for real trainers"
@@ -154,9 +154,16 @@ class RealChain:
     def segment_publishes(self, number: int) -> None:
         """Wait until that segment's newest attempt has published something of its own."""
         before = self.workflow / f"handovers/segment-{number - 1:03d}.json"
-        if number:
-            self.wait(f"the end of segment {number - 1}", before.exists)
-        epoch = int(json.loads(before.read_text())["epoch"]) if number else 0
+        epochs: list[int] = [] if number else [0]
+
+        def ended() -> bool:
+            told = json.loads(before.read_text()) if before.exists() else {}
+            if told.get("state") in ("time-used", "complete"):
+                epochs.append(int(told["epoch"]))
+            return bool(epochs)
+
+        self.wait(f"the end of segment {number - 1}", ended)
+        epoch = epochs[-1]
         self.wait(f"a commit of segment {number}", lambda: self.epoch() > epoch and self.newest() == self.epoch())
 
     def next_attempt_publishes(self) -> None:
@@ -176,14 +183,16 @@ class RealChain:
         for pid in parents():
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                here = str(Path(f"/proc/{pid}/cwd").readlink())
             except OSError:
                 continue
-            if b"--handover" in words and b"run" in words:
+            if b"--handover" in words and b"run" in words and here.startswith(str(self.pool.directory)):
                 found.append(pid)
         return sorted(found)
 
     def kill_agent(self) -> None:
         """SIGKILL to the agent itself, as the kernel does when memory is short."""
+        self.wait("an agent", self.agents)
         os.kill(self.agents()[0], signal.SIGKILL)
 
     # --- what is known afterwards -----------------------------------------------------------------------------------

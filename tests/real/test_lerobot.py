@@ -14,7 +14,7 @@ from dagman.pool import EmbeddedPool
 from tests.real.chain import HERE, RealChain, check_resumes, given, run
 
 pytestmark = pytest.mark.pool
-STEPS = 160
+STEPS = 130
 RUN = """
 [trainer]
 recipe = "lerobot"
