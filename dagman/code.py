@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from agent.config import InputArchive
 from agent.errors import BadInput, SegueError
@@ -21,6 +23,9 @@ NAME = "code"
 TARGET = "code"
 # A few MB are usual. More is a dataset or checkpoints that nobody meant to send with each job.
 MOST_BYTES = 200_000_000
+
+_STORE = re.compile(r"((?:.*/)?segue/)(?:_inputs|[^/]+/(?:epochs|checkpoints))/")
+_OWN_NAME = re.compile(r"\.staged\.json$|(?:^|/)\.segue-(?:stage|pull)(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,28 @@ def _untracked(directory: Path) -> str:
     return "".join(f"# not tracked by git, sent as it is: {name}\n" for name in names.split("\0") if name)
 
 
+def _without_own(entries: Sequence[Member]) -> list[Member]:
+    """Without what segue itself makes beside a run.toml that lies in the checkout, and without empty directories.
+
+    With it the code would change by being used: its digest could never be the same again. A workflow directory is told by job.json beside
+    agent.pyz, a store by its claims or inputs.
+    """
+    names = {entry.name for entry in entries}
+    own = {
+        name.removesuffix("job.json")
+        for name in names
+        if name.endswith("job.json") and f"{name[:-8]}agent.pyz" in names
+    }
+    own |= {match[1] for name in names if (match := _STORE.match(name))}
+    kept = [
+        entry
+        for entry in entries
+        if not any(prefix and entry.name.startswith(prefix) for prefix in own) and not _OWN_NAME.search(entry.name)
+    ]
+    used = {str(parent) for entry in kept if entry.kind != "directory" for parent in PurePosixPath(entry.name).parents}
+    return [entry for entry in kept if entry.kind != "directory" or entry.name in used]
+
+
 def read_checkout(directory: Path) -> Checkout:
     """Look at the checkout. BadInput when it is missing, empty, or far too large."""
     if not directory.is_dir():
@@ -80,10 +107,10 @@ def read_checkout(directory: Path) -> Checkout:
         )
     if not names:
         # No git, or a directory that the repository around it ignores.
-        entries = members(directory)
+        entries = _without_own(members(directory))
         describe, diff = "", ""
     else:
-        entries = members(directory, only=names)
+        entries = _without_own(members(directory, only=names))
         describe = (_git(directory, "describe", "--always", "--dirty", "--tags", "--long") or "").strip()
         changes = _git(directory, "diff", "HEAD", "--relative", "--no-color", "--no-ext-diff", "--no-textconv") or ""
         diff = _untracked(directory) + changes

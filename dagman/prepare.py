@@ -54,7 +54,7 @@ def run_file(run: Path) -> Path:
 def ask(run_toml: Path) -> Asked:
     """Read, check and plan; BadInput for anything wrong in run.toml."""
     run_toml = run_file(run_toml)
-    spec = load_spec(run_toml)
+    spec = _with_image(load_spec(run_toml), run_toml)
     try:
         site = load_site(spec.site, run_toml.parent)
         plan = make_plan(spec, site)
@@ -64,6 +64,27 @@ def ask(run_toml: Path) -> Asked:
     except BadInput as error:
         raise BadInput(f"{run_toml}: {str(error).removeprefix('run.toml: ')}") from None
     return Asked(run_toml, spec, site, plan, staging_of(spec, site, run_toml))
+
+
+def _with_image(spec: Spec, run_toml: Path) -> Spec:
+    """The image as submit descriptions name it: a URL as it is, a file by its absolute path."""
+    if spec.container is None or "://" in spec.container.image:
+        return spec
+    image = str(beside(run_toml.parent, spec.container.image))
+    return spec.model_copy(update={"container": spec.container.model_copy(update={"image": image})})
+
+
+def check_image(asked: Asked) -> None:
+    """BadInput when HTCondor is to bring an image file that is not here, or the path cannot stand in a submit description."""
+    container = asked.spec.container
+    if container is None or "://" in container.image:
+        return
+    check_path(Path(container.image), "container.image")
+    if container.transfer and not Path(container.image).exists():
+        raise BadInput(
+            f"{asked.run_toml}: container.image: {container.image}: no such file; an image of a registry is written docker://…, and with "
+            "transfer = false the machines are asked for the path"
+        )
 
 
 def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
@@ -151,6 +172,7 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
         _packed(entry, original) for entry, original in zip(inputs, originals, strict=True) if entry.travels == "plain"
     ]
     code, checkout = code_archive(asked)
+    check_image(asked)
     check_staging(asked)
     check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
     key = None

@@ -57,7 +57,9 @@ def _expression(text: str) -> str:
     if "//" in text or "/*" in text:
         raise ValueError("must not hold a comment (// or /*)")
     try:
+        # Alone and in parentheses: it must be one expression, and nothing may follow its end.
         ExprTree(text)
+        ExprTree(f"({text})")
     except ClassAdException:
         raise ValueError(
             'is not a ClassAd expression; one is: TARGET.CUDADriverVersion >= 12 && regexp("H100|H200", TARGET.GPUs_DeviceName)'

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.errors import BadInput, SegueError
 from agent.pack import archive_name, write_archive
+from agent.store.names import parse_commit, readers_order
 from dagman.workflow import Archive, File, Workflow
 
 
@@ -83,9 +84,15 @@ def write_workflow(workflow: Workflow) -> list[Path]:
 
 
 def _put_away_handovers(workflow: Workflow) -> None:
-    """A store without any commit has forgotten what earlier handovers say: the run begins anew, and none of them may skip a segment."""
+    """A store whose commits are not as far as earlier handovers say has lost them: none of these handovers may skip a segment.
+
+    Where the store is not to be seen from here, the handovers are all that is known.
+    """
     store = workflow.job.store_seen_from(workflow.directory)
-    if not store.parent.parent.is_dir() or any(store.glob("checkpoints/[0-9]*.tar")):
+    if not store.parent.parent.is_dir():
+        return
+    commits = [found for path in store.glob("checkpoints/[0-9]*.tar") if (found := parse_commit(path.name)) is not None]
+    if commits and max(commits, key=lambda found: readers_order(*found))[0] >= workflow.job.steps:
         return
     for path in (workflow.directory / "handovers").glob("segment-*.json"):
         earlier = path.parent / "earlier"

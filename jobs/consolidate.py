@@ -2,7 +2,7 @@
 
 Verifies every byte of the commit, unpacks what inference needs, restores it as the trainer's own server would, writes
 `final/<run>-<step>.tar` (temporary name, fsync, rename) and prunes the commits to the retention asked for. Running it again finds the
-archive and does nothing twice.
+archive and does nothing twice. A damaged commit is set aside and the next older one taken, where that has all steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 
 from agent import exit_codes
 from agent.config import JobConfig, load
-from agent.errors import SegueError
+from agent.errors import BadInput, SegueError
+from agent.store import Claimant
+from agent.store.errors import BadArchive
 from jobs.archives import pack, unpack
 from jobs.consolidate_kinds import kind_of
 
@@ -39,6 +41,10 @@ class NotComplete(SegueError):
     exit_code = exit_codes.PERMANENT
 
 
+class Damaged(SegueError):
+    """A commit's bytes are not those of its manifest."""
+
+
 def final_path(job: JobConfig, step: int) -> Path:
     """Where the result of a run lies."""
     return job.store_root / "final" / f"{job.run}-{step:09d}.tar"
@@ -51,8 +57,8 @@ def last_commit(job: JobConfig, store: Store) -> Commit:
         raise NotComplete(f"run {job.run} has no commit in {job.store_root}: train it first (segue submit)")
     if commits[0].step < job.steps:
         raise NotComplete(
-            f"run {job.run} is at step {commits[0].step} of {job.steps} and all its segments are used: `segue submit` (or "
-            "condor_submit_dag -f) goes on from there with new ones"
+            f"run {job.run} is at step {commits[0].step} of {job.steps} and all its segments are used: `segue submit` "
+            "goes on from there with new ones"
         )
     return commits[0]
 
@@ -74,7 +80,10 @@ def make_final(job: JobConfig, commit: Commit, scratch: Path) -> Manifest:
     kind = kind_of(job)
     with tempfile.TemporaryDirectory(prefix="consolidate-", dir=scratch) as temporary:
         root = Path(temporary)
-        manifest = unpack(commit.path, root, lambda about, name: kind.wanted(about.label, name))
+        try:
+            manifest = unpack(commit.path, root, lambda about, name: kind.wanted(about.label, name))
+        except (BadArchive, BadInput) as error:
+            raise Damaged(str(error)) from error
         print(f"consolidate: {commit.name}: every byte is verified", file=sys.stderr)
         kind.prepare(root / manifest.label)
         about = replace(manifest, parent=commit.name, versions={**manifest.versions, **kind.versions()})
@@ -92,7 +101,7 @@ def _make_writable(root: Path) -> None:
 
 def prune(job: JobConfig, store: Store) -> list[str]:
     """Apply the run's retention to its commits; names of what was removed. A failure is said and changes nothing."""
-    from agent.store import Claimant, Retention
+    from agent.store import Retention
     from agent.store.errors import StoreError
 
     try:
@@ -105,17 +114,37 @@ def prune(job: JobConfig, store: Store) -> list[str]:
         return []
 
 
+def put_aside(job: JobConfig, store: Store, commit: Commit, error: Damaged) -> None:
+    """Give a damaged commit a name that readers ignore, so that an older one is taken and `segue submit` can go on from it.
+
+    It is read once more first. Raises SegueError when it is good now (this machine read it wrong), or cannot be set aside.
+    """
+    if not store.verify(commit):
+        raise SegueError(
+            f"{error}: read again it is good: the disk or the network of {socket.gethostname()} fails"
+        ) from error
+    store.claim(Claimant(socket.gethostname(), "consolidate"), job.fingerprint, accept=job.accept_change)
+    name = store.put_aside(commit)
+    if name is None:
+        raise SegueError(f"{error}: and it cannot be set aside: remove {commit.path} by hand") from error
+    print(f"consolidate: warning: {error}; set aside as {name}", file=sys.stderr)
+
+
 def consolidate(job: JobConfig, scratch: Path) -> dict[str, object]:
     """The whole node; what it did, as plain data."""
     from agent.store import PosixFileSystem, Store
 
     store = Store(job.store_root, fs=PosixFileSystem())
-    commit = last_commit(job, store)
-    path = final_path(job, commit.step)
-    manifest = _written(path)
-    again = manifest is not None
-    if manifest is None:
-        manifest = make_final(job, commit, scratch)
+    while True:
+        commit = last_commit(job, store)
+        path = final_path(job, commit.step)
+        manifest = _written(path)
+        again = manifest is not None
+        try:
+            manifest = manifest or make_final(job, commit, scratch)
+            break
+        except Damaged as error:
+            put_aside(job, store, commit, error)
     pruned = prune(job, store)
     return {
         "final": str(path),

@@ -244,6 +244,10 @@ class Store:
             return None
         return name
 
+    def put_aside(self, commit: Commit) -> str | None:
+        """Set a commit aside that a reader found bad; the new name, None when this store's claim does not own the run."""
+        return self._set_aside(commit)
+
     def set_aside(self) -> list[Path]:
         """Commits that were found bad; never read, never removed by segue on its own."""
         with speaking("listing the commits in", self._root):

@@ -190,3 +190,27 @@ def test_the_workflow_directory_keeps_describe_and_diff(checkout: Path, workdir:
     assert "+print(2)" in (workflow.directory / "code.diff").read_text()
     assert workflow.job.code is not None
     assert (workflow.directory / workflow.job.code.archive).stat().st_size == workflow.job.code.bytes
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_a_run_file_inside_the_checkout_can_be_generated_again_and_again(checkout: Path, versioned: bool) -> None:
+    # given: run.toml in the checkout itself, with or without git
+    if not versioned:
+        shutil.rmtree(checkout / ".git")
+    (checkout / "run.toml").write_text("steps = 3\n")
+    record = checkout / "run.staged.json"
+    first, _ = resolve_code(checkout, record)
+
+    # when: the workflow, its record and the store have been written beside it
+    (checkout / "mine" / "handovers").mkdir(parents=True)
+    for name in ("job.json", "agent.pyz", f"{first.archive}"):
+        (checkout / "mine" / name).write_text(name)
+    (checkout / "staging" / "segue" / "mine" / "epochs").mkdir(parents=True)
+    (checkout / "staging" / "segue" / "mine" / "epochs" / "000001.json").write_text("{}")
+    (checkout / "staging" / "segue" / "mine" / "run.json").write_text("{}")
+    second, found = resolve_code(checkout, record)
+
+    # then: it is the same code
+    assert found is not None
+    assert "run.toml" in [entry.name for entry in found.entries]
+    assert second.sha256 == first.sha256

@@ -150,6 +150,7 @@ def test_requirements_may_be_any_expression(tmp_path: Path, good: str) -> None:
     ("bad", "said"),
     [
         ("true) || (true", "is not a ClassAd expression"),
+        ("TARGET.X ]; y = 1", "is not a ClassAd expression"),
         ("", "must not be empty"),
         ("a /* b", "must not hold a comment"),
         ("a && $(x)", "must not hold $"),

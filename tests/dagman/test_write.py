@@ -51,6 +51,23 @@ def handover(workflow: Workflow) -> Path:
     return path
 
 
+def test_a_complete_handover_is_put_away_where_the_newest_commit_is_not_as_far(workflow: Workflow) -> None:
+    # given: the commit of the last step was set aside as damaged, an older one is there
+    write_workflow(workflow)
+    checkpoints = workflow.job.store_root / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / f"{workflow.job.steps - 1:09d}.e000001.tar").touch()
+    path = handover(workflow)
+    # when the workflow is generated again, then no segment will be skipped
+    write_workflow(workflow)
+    assert not path.exists()
+    # but a commit of the last step keeps it
+    (checkpoints / f"{workflow.job.steps:09d}.e000002.tar").touch()
+    path = handover(workflow)
+    write_workflow(workflow)
+    assert path.exists()
+
+
 def test_handovers_of_a_run_whose_store_was_removed_are_put_away(workflow: Workflow) -> None:
     write_workflow(workflow)
     path = handover(workflow)

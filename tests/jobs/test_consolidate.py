@@ -101,15 +101,29 @@ def test_an_incomplete_run_ends_with_78_and_a_sentence(
     assert "run other has no commit" in capsys.readouterr().err
 
 
-def test_a_corrupt_commit_leaves_no_archive(staged: JobConfig, tmp_path: Path) -> None:
-    commit = staged.store_root / "checkpoints" / "000000060.e000001.tar"
+def damage(commit: Path) -> None:
     data = bytearray(commit.read_bytes())
     data[len(data) // 2] ^= 1
     commit.write_bytes(data)
-    with pytest.raises(SegueError, match=r"000000060.e000001.tar"):
+
+
+def test_a_damaged_last_commit_is_set_aside_and_leaves_no_archive(
+    staged: JobConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = staged.store_root / "checkpoints"
+    damage(checkpoints / "000000060.e000001.tar")
+    with pytest.raises(consolidate.NotComplete, match="at step 40 of 60"):
         consolidate.consolidate(staged, tmp_path)
-    assert not (staged.store_root / "final").exists()
-    assert not list(tmp_path.glob("consolidate-*"))
+    assert "000000060.e000001.tar" in capsys.readouterr().err
+    assert not (checkpoints / "000000060.e000001.tar").exists()
+    assert len(Store(staged.store_root, fs=PosixFileSystem()).set_aside()) == 1
+    assert not list((staged.store_root / "final").glob("*.tar"))
+
+
+def test_an_older_commit_with_all_steps_is_taken_where_the_newest_is_damaged(staged: JobConfig, tmp_path: Path) -> None:
+    damage(staged.store_root / "checkpoints" / "000000060.e000001.tar")
+    done = consolidate.consolidate(job_for(Path(staged.staging), steps=40), tmp_path)
+    assert done["step"] == 40
 
 
 def test_the_zipapp_consolidates_alone(staged: JobConfig, programs: Programs, tmp_path: Path) -> None:
