@@ -34,10 +34,11 @@ class OpeningErrand:
     def __init__(self, attempt: Attempt, recipe: Recipe, staging: Staging) -> None:
         self._attempt = attempt
         self.outcome: Outcome | None = None
-        root = recipe.checkpoint_root(first_start(attempt))
+        start = first_start(attempt)
+        root = recipe.checkpoint_root(start)
         Errand(
             attempt.loop,
-            lambda report: staging.open(root, report),
+            lambda report: staging.open(root, report, lambda: recipe.finished(start)),
             self._over,
             report=self.told,
             silent_s=_SILENT_S,

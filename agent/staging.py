@@ -6,7 +6,7 @@ Only here does the agent meet the store; a hung mount stops the child and nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +62,14 @@ class Staging:
 
         return Store(self.root, budget=Budget(self.job.budget.bytes, self.job.budget.items))
 
-    def open(self, checkpoint_root: Path, report: Report) -> dict[str, Any]:
-        """Claim an epoch, sweep, restore the newest good commit into ``checkpoint_root``, unpack inputs and code."""
-        from agent.inputs import fetch
+    def open(
+        self, checkpoint_root: Path, report: Report, finished: Callable[[], Sequence[Finished]] = tuple
+    ) -> dict[str, Any]:
+        """Claim an epoch, sweep, unpack inputs and code, restore the newest good commit into ``checkpoint_root``.
+
+        In this order, so that what comes with the code can neither overwrite nor join what was restored. ``finished``: the recipe's
+        view of the checkpoints there; BadInput when one of them came with the code or an input.
+        """
         from agent.store import Claimant
 
         store = self.store()
@@ -76,14 +81,14 @@ class Staging:
         report({"claim": asdict(claim), "epoch": claim.epoch})
         store.sweep(claim)
         self._clear(checkpoint_root)
+        complete = any(commit.step >= self.job.steps for commit in store.commits())  # then nothing is trained
+        if not complete:
+            self._bring(checkpoint_root, report, finished)
         found = self._restore(store, checkpoint_root, report)
-        if found["restored"] is None or found["restored"]["step"] < self.job.steps:
-            for target in fetch(self.job, self.place.scratch):
-                report({"say": f"unpacked {target}"})
-            if (self.root / "carry").is_dir():
-                from agent.carry import bring
-
-                report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
+        if complete and (found["restored"] is None or found["restored"]["step"] < self.job.steps):  # it was damaged
+            self._clear(checkpoint_root)
+            self._bring(checkpoint_root, report, finished)
+            found = self._restore(store, checkpoint_root, report)
         if claim.epoch > 1:  # a first start need not import it
             from agent.keeping import ledger_of, sweep
 
@@ -92,6 +97,24 @@ class Staging:
             found["high_water"] = max(found["high_water"], ledger.step)
             found["before"] = ledger.end
         return found
+
+    def _bring(self, checkpoint_root: Path, report: Report, finished: Callable[[], Sequence[Finished]]) -> None:
+        """Inputs, code and caches into scratch; no checkpoint may have come with them."""
+        from agent.inputs import fetch
+
+        for target in fetch(self.job, self.place.scratch):
+            report({"say": f"unpacked {target}"})
+        if (self.root / "carry").is_dir():
+            from agent.carry import bring
+
+            report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
+        foreign = finished() if checkpoint_root.is_dir() else ()
+        if foreign:
+            where = (foreign[-1].root / foreign[-1].paths[0]).relative_to(self.place.scratch)
+            raise BadInput(
+                f"{where}: this checkpoint of step {foreign[-1].step} came with the code or an input, so it is not this run's: remove it there "
+                "or add it to .gitignore (what git ignores does not travel), or let `checkpoints` name another directory"
+            )
 
     def _clear(self, checkpoint_root: Path) -> None:
         """What an earlier attempt left in this directory goes: staging decides. What is not ours stays, with an error."""

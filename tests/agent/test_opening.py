@@ -1,0 +1,87 @@
+"""Opening a run: what came with the code is not taken for the run's own, what passes is temporary, what nothing depends on may fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import InputArchive
+from agent.errors import BadInput
+from agent.pack import archive_name, members, write_archive
+from agent.recipes.base import Start
+from agent.recipes.command import Command
+from agent.staging import Opening, Staging
+from agent.store import Claimant, Metadata
+from tests.agent.recipes.starts import saved, start_of
+from tests.agent.test_companions import place
+
+OPTIONS = {"checkpoints": "code/outputs", "pattern": "step-{step}"}
+
+
+def packed(start: Start, source: Path, name: str) -> InputArchive:
+    """``source`` as an archive in staging, with its digest in the name."""
+    archive, found = write_archive(members(source), start.job.inputs_root, lambda one: archive_name(name, one.sha256))
+    return InputArchive(name, archive.name, found.sha256, found.bytes, name)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """The first start of a `command` run whose checkpoints lie in the code that travels."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "staging").mkdir()
+    checkout = tmp_path / "checkout"
+    saved(checkout, "outputs", ("README",))
+    made = start_of(tmp_path / "scratch", "command", OPTIONS, fingerprint={"recipe": "command"})
+    return replace(made, job=replace(made.job, code=packed(made, checkout, "code")))
+
+
+def opened(start: Start, said: list[dict[str, Any]] | None = None) -> Opening:
+    """What opening the run in this scratch directory brings."""
+    staging = Staging(start.job, start.job.store_root, 0, place(start.scratch))
+    recipe = Command()
+    report = (said if said is not None else []).append
+    return Opening(**staging.open(recipe.checkpoint_root(start), report, lambda: recipe.finished(start)))
+
+
+def commit(start: Start, step: int, snapshot: Path) -> None:
+    """A commit of ``step`` by an earlier attempt."""
+    store = Staging(start.job, start.job.store_root, 0, place(start.scratch)).store()
+    claim = store.claim(Claimant("m", "1.0", 0), start.job.fingerprint)
+    saved(snapshot, f"step-{step}", ("weights",))
+    store.publish(claim, snapshot, Metadata(step, f"step-{step}"))
+
+
+def test_a_checkpoint_that_came_with_the_code_is_not_taken_for_the_runs_own(start: Start, tmp_path: Path) -> None:
+    saved(tmp_path / "checkout" / "outputs", "step-100", ("weights",))
+    left = replace(start, job=replace(start.job, code=packed(start, tmp_path / "checkout", "code")))
+    with pytest.raises(BadInput, match=r"^code/outputs/step-100: .*\.gitignore.*`checkpoints`"):
+        opened(left)
+
+
+def test_other_files_in_that_directory_of_the_code_are_no_reason_to_refuse(start: Start) -> None:
+    assert opened(start).restored is None
+    assert (start.scratch / "code/outputs/README").is_file()
+
+
+def test_code_neither_overwrites_nor_removes_what_was_restored(start: Start, tmp_path: Path) -> None:
+    commit(start, 50, tmp_path / "snapshot")
+    found = opened(start)
+    assert found.restored is not None and found.restored["step"] == 50
+    assert (start.scratch / "code/outputs/step-50/weights").is_file()
+    again = opened(start)
+    assert again.restored == found.restored
+
+
+def test_a_damaged_last_commit_brings_the_code_after_all(start: Start, tmp_path: Path) -> None:
+    commit(start, 50, tmp_path / "one")
+    commit(start, 100, tmp_path / "two")
+    newest = max((start.job.store_root / "checkpoints").glob("*.tar"))
+    newest.write_bytes(bytes(newest.stat().st_size))
+    found = opened(start)
+    assert found.restored is not None and found.restored["step"] == 50
+    assert (start.scratch / "code/outputs/step-50/weights").is_file() and (
+        start.scratch / "code/outputs/README"
+    ).exists()
