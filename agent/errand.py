@@ -29,7 +29,9 @@ running: set[int] = set()
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an errand ended: ``error`` is the exception's class name, empty when all went well; ``seconds`` it took."""
+    """How an errand ended: ``error`` is the exception's class name (``OSError`` for all below it, however they are called),
+    empty when all went well; ``seconds`` it took.
+    """
 
     value: dict[str, Any]
     error: str = ""
@@ -155,7 +157,8 @@ def _child(agent: int, writer: int, work: Work, low_priority: bool) -> None:
                 lower_priority()
             say({"value": work(lambda report: say({"report": report}))})
         except Exception as error:
-            say({"error": type(error).__name__, "message": str(error) or repr(error), "value": _details(error)})
+            name = "OSError" if isinstance(error, OSError) else type(error).__name__
+            say({"error": name, "message": str(error) or repr(error), "value": _details(error)})
         code = 0
     finally:
         os._exit(code)

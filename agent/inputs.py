@@ -12,13 +12,20 @@ class InputMissing(SegueError):
     """An input archive is not in staging (or not readable now)."""
 
 
+class DamagedOnTheWay(SegueError):
+    """An archive that HTCondor brought is not what its digest promises; the next transfer may be."""
+
+
 def wanted(job: JobConfig) -> list[InputArchive]:
     """All archives that this job needs in scratch."""
     return [*job.inputs, *([job.code] if job.code is not None else [])]
 
 
 def fetch(job: JobConfig, scratch: Path) -> list[str]:
-    """Unpack what is not there yet; returns the targets. Raises InputMissing, BadInput for a target outside scratch, SegueError."""
+    """Unpack what is not there yet; returns the targets.
+
+    Raises InputMissing, BadInput for a target outside scratch, DamagedOnTheWay, and what ``unpack`` raises.
+    """
     placed = []
     for entry in wanted(job):
         target = (scratch / entry.target).resolve()
@@ -37,10 +44,17 @@ def fetch(job: JobConfig, scratch: Path) -> list[str]:
             raise InputMissing(
                 f"{archive}: input {entry.name!r} is not {where}; `segue stage` and `segue dag` put it there"
             )
-        from agent.pack import unpack
+        from agent.pack import DigestMismatch, unpack
 
         mark.parent.mkdir(parents=True, exist_ok=True)
-        unpack(archive, target, entry.sha256, mark.with_suffix(".unpacking"))
+        try:
+            unpack(archive, target, entry.sha256, mark.with_suffix(".unpacking"))
+        except DigestMismatch as error:
+            if archive.parent != scratch:
+                raise
+            raise DamagedOnTheWay(
+                f"{archive.name}: input {entry.name!r} was damaged on its way to this machine; another transfer may do better ({error})"
+            ) from error
         mark.touch()
         if archive.parent == scratch:
             archive.unlink()  # its room on the disk is needed, and the job's output is listed by name

@@ -6,6 +6,7 @@ copy is needed to learn the digest. Unpacking verifies the whole archive before 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -25,10 +26,16 @@ _PIECE = 1 << 20
 _ENCODING, _ERRORS = "utf-8", "surrogateescape"
 # What a working copy grows by itself: never part of a dataset or of code.
 LEFT_OUT = (".git", "__pycache__", ".DS_Store")
+# Of the names in the archive and at the target, not of a disk that fails.
+_NEVER_FITS = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 
 
 class DigestMismatch(SegueError):
     """An archive's bytes are not those that its digest promises."""
+
+
+class UnpackFailed(SegueError):
+    """A disk failed while an archive was unpacked: it says nothing of the archive, and another machine may do better."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +266,7 @@ def unpack(archive: Path, target: Path, sha256: str, temporary: Path | None = No
 
     Everything goes into a temporary directory first (``temporary``, on the same file system as the target) and is moved when the
     digest was right. A file that is at the target already is replaced. Raises DigestMismatch, or SegueError when the archive leads out of
-    its directory or the disk refuses; the target is as it was then.
+    its directory or does not fit to what is there, UnpackFailed when a disk refuses; the target is as it was then.
     """
     work = temporary or target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(work, ignore_errors=True)
@@ -281,7 +288,8 @@ def unpack(archive: Path, target: Path, sha256: str, temporary: Path | None = No
             )
         _merge(work, target)
     except OSError as error:
-        raise SegueError(f"{target}: cannot be unpacked from {archive}: {error.strerror or error}") from error
+        kind = SegueError if error.errno in _NEVER_FITS else UnpackFailed
+        raise kind(f"{target}: cannot be unpacked from {archive}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return files

@@ -92,7 +92,10 @@ class Staging:
         if claim.epoch > 1:  # a first start need not import it
             from agent.keeping import ledger_of, sweep
 
-            sweep(self.root, claim.epoch)
+            try:
+                sweep(self.root, claim.epoch)
+            except OSError as error:
+                report({"warning": f"{self.root}: what killed attempts left of their logs was not removed: {error}"})
             ledger = ledger_of(self.root / "logs", claim.epoch - 1)
             found["high_water"] = max(found["high_water"], ledger.step)
             found["before"] = ledger.end
@@ -107,7 +110,14 @@ class Staging:
         if (self.root / "carry").is_dir():
             from agent.carry import bring
 
-            report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
+            try:
+                report({"say": f"brought {bring(self.root / 'carry', self.place.scratch)} cached files"})
+            except Exception as error:  # nothing depends on them but time
+                report(
+                    {
+                        "warning": f"{self.root / 'carry'}: cached files were not brought, the trainer makes them anew: {error}"
+                    }
+                )
         foreign = finished() if checkpoint_root.is_dir() else ()
         if foreign:
             where = (foreign[-1].root / foreign[-1].paths[0]).relative_to(self.place.scratch)

@@ -11,7 +11,17 @@ from agent.failures import MOST_RESTARTS, Failure, Restarts, Verdict, classify
 from agent.hang import Hang, memory_kills
 from agent.training import Training
 
-_ELSEWHERE = ("StoreUnavailable", "Hung", "Killed", "InputMissing", "OSError")
+_ELSEWHERE = (
+    "StoreUnavailable",
+    "NoRoom",
+    "Hung",
+    "Killed",
+    "OSError",
+    "InputMissing",
+    "UnpackFailed",
+    "DamagedOnTheWay",
+)
+"""What a disk, a mount or a transfer did; an OSError of any kind has that name (errand.py)."""
 _HOPELESS = 2.0
 
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import errno
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import agent.carry
+import agent.pack
+from agent.attempt import End
 from agent.config import InputArchive
+from agent.errand import Errand, Outcome
 from agent.errors import BadInput
+from agent.exit_codes import PERMANENT, TEMPORARY
+from agent.loop import Loop
 from agent.pack import archive_name, members, write_archive
 from agent.recipes.base import Start
 from agent.recipes.command import Command
 from agent.staging import Opening, Staging
 from agent.store import Claimant, Metadata
+from agent.verdict import cannot_open
 from tests.agent.recipes.starts import saved, start_of
+from tests.agent.support import DEADLINE_S
 from tests.agent.test_companions import place
 
 OPTIONS = {"checkpoints": "code/outputs", "pattern": "step-{step}"}
@@ -85,3 +97,63 @@ def test_a_damaged_last_commit_brings_the_code_after_all(start: Start, tmp_path:
     assert (start.scratch / "code/outputs/step-50/weights").is_file() and (
         start.scratch / "code/outputs/README"
     ).exists()
+
+
+def failing(number: int) -> Callable[..., Any]:
+    """In the place of a system call: fails with this errno."""
+
+    def call(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def ended(work: Callable[[], Opening]) -> End:
+    """How an attempt ends whose opening does this."""
+    loop, outcomes = Loop(), list[Outcome]()
+    Errand(loop, lambda report: asdict(work()), outcomes.append, low_priority=False)
+    loop.run_until(lambda: bool(outcomes), time.monotonic() + DEADLINE_S)
+    return cannot_open(outcomes[0])
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_fails_while_code_is_unpacked_is_tried_elsewhere(
+    start: Start, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(agent.pack, "_merge", failing(number))
+    assert ended(lambda: opened(start)).exit_code == TEMPORARY
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, PermissionError, TimeoutError, OSError])
+def test_a_bare_error_of_a_disk_is_tried_elsewhere(kind: type[OSError]) -> None:
+    def work() -> Opening:
+        raise kind(errno.EIO, "it is away")
+
+    assert ended(work).exit_code == TEMPORARY
+
+
+def test_an_archive_damaged_on_its_way_is_tried_elsewhere_and_one_damaged_in_staging_never(start: Start) -> None:
+    assert start.job.code is not None
+    path = start.job.inputs_root / start.job.code.archive
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    assert ended(lambda: opened(start)).exit_code == PERMANENT
+    (start.scratch / path.name).write_bytes(data)
+    end = ended(lambda: opened(start))
+    assert end.exit_code == TEMPORARY and "damaged on its way" in end.reason
+
+
+def test_code_that_cannot_lie_where_it_shall_is_never_tried_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.pack, "_merge", failing(errno.ENOTDIR))
+    assert ended(lambda: opened(start)).exit_code == PERMANENT
+
+
+def test_caches_that_cannot_be_brought_are_a_warning(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    (start.job.store_root / "carry").mkdir(parents=True)
+    monkeypatch.setattr(agent.carry, "newest", failing(errno.ESTALE))
+    said: list[dict[str, Any]] = []
+    assert opened(start, said).restored is None
+    assert any("cached files were not brought" in one.get("warning", "") for one in said)
