@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from agent.attempt import Attempt
-from agent.errand import Errand, Outcome
+from agent.errand import Errand, Outcome, patience_s
 from agent.staging import Staging
 from agent.telemetry import Telemetry
 from agent.training import Training
@@ -32,6 +34,7 @@ class Companions:
         self._training: Training | None = None
         self._keeping: Errand | None = None
         self._kept_size = -1
+        self._bytes = 0
         self._next_keep = time.monotonic() + _KEEP_S
         self._online = False
         self._carried: Sequence[str] = ()
@@ -95,7 +98,8 @@ class Companions:
 
         if not self._carried:
             self._carried = tuple(carried)
-            self._carry_known = mark(self._attempt.place.scratch, self._carried)
+            with suppress(OSError):  # nothing depends on caches but time
+                self._carry_known = mark(self._attempt.place.scratch, self._carried)
 
     def started(self, training: Training) -> None:
         """A trainer runs: watch it."""
@@ -134,28 +138,48 @@ class Companions:
             if outcome.ok:
                 self._kept_size = size
                 self._carry_known = outcome.value.get("carry", self._carry_known)
-            elif outcome.error not in ("Cancelled", "Hung"):
+            elif outcome.error != "Cancelled":
                 # Staging that is away has one warning, whoever notices it first.
-                key = "staging" if outcome.error == "StoreUnavailable" else "keep"
+                key = "staging" if outcome.error in ("StoreUnavailable", "Hung") else "keep"
                 attempt.warn(f"{outcome.message}; training goes on", key=key)
 
+        def told(report: dict[str, Any]) -> None:
+            self._bytes += report.get("size", 0)
+            if "warning" in report:
+                attempt.warn(report["warning"], key="wandb")
+
+        self._bytes = 0
         sources = {"log": attempt.log.path, "jsonl": attempt.own / "telemetry.jsonl"}
         self._keeping = Errand(
             attempt.loop,
-            lambda report: self._staging.keep(attempt.epoch, sources, self._carried, self._carry_known),
+            lambda report: self._staging.keep(attempt.epoch, sources, self._carried, self._carry_known, report),
             done,
+            report=told,
             silent_s=_LAST_S,
         )
 
     def last(self, until: float) -> None:
-        """Keep the end of the log too; waits for it until the Unix time ``until`` at most."""
+        """Keep the end of the log too; waits for it until the Unix time ``until`` at most, and says what was cut."""
         if not self._attempt.epoch or self._attempt.superseded:
             return
-        limit = time.monotonic() + max(0.0, min(until - time.time(), _LAST_S))
-        for _ in range(2):  # one that is under way has not seen the end
-            self._attempt.loop.run_until(lambda: self._keeping is None or self._attempt.leave_now, limit)
-            if time.monotonic() >= limit or self._attempt.leave_now:
-                break
-            self.keep()
+        began = time.monotonic()
+        until += began - time.time()
+        self._wait(began, until)
+        if self._keeping is None and time.monotonic() < until and not self._attempt.leave_now:
+            self.keep()  # one that was under way has not seen the end
+            self._wait(began, until)
         if self._keeping is not None:
+            if self._bytes:
+                self._attempt.warn(
+                    f"keeping {self._bytes / 1e6:.0f} MB of caches and offline W&B files took longer than the {time.monotonic() - began:.0f} s that "
+                    "were left: what was kept before stays, the newest part is lost"
+                )
             self._keeping.cancel()
+
+    def _wait(self, began: float, until: float) -> None:
+        """For the keeping under way: longer than usual where it moves much, which it says itself."""
+        while self._keeping is not None and not self._attempt.leave_now:
+            limit = min(until, began + patience_s(self._bytes, _LAST_S))
+            if time.monotonic() >= limit:
+                return
+            self._attempt.loop.run_until(lambda: self._keeping is None or self._attempt.leave_now, limit)

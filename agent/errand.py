@@ -19,12 +19,18 @@ from agent.loop import Loop, forget_signals
 from agent.processes import die_with_parent
 
 _SIGN_S = 10.0
+_SLOWEST_BYTES_S = 20e6
 
 Report = Callable[[dict[str, Any]], None]
 Work = Callable[[Report], dict[str, Any]]
 
 running: set[int] = set()
 """Process ids of the errands under way: not to be taken for orphans of a trainer."""
+
+
+def patience_s(size: float, least: float) -> float:
+    """How long ``size`` bytes may take without a sign of life: the sync at the end moves them all and says nothing meanwhile."""
+    return max(least, size / _SLOWEST_BYTES_S)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,10 @@ class Outcome:
 
 
 class Errand:
-    """Started by its construction. ``silent_s``: killed when it says nothing for so long (then the error is ``Hung``)."""
+    """Started by its construction. ``silent_s``: killed when it says nothing for so long (then the error is ``Hung``).
+
+    A report ``{"size": bytes}`` says how much is moved, and lets it be silent as long as that may take.
+    """
 
     def __init__(
         self,
@@ -86,6 +95,7 @@ class Errand:
         for line in lines:
             message = json.loads(line)
             if "report" in message:
+                self._silent_s = patience_s(message["report"].get("size", 0), self._silent_s)
                 if self._report is not None:
                     self._report(message["report"])
             elif message:

@@ -5,8 +5,11 @@ Only here does the agent meet the store; a hung mount stops the child and nothin
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 
 KEPT_NAME = "kept"
+_SPARE_ITEMS = 50
+_SPARE_COMMITS = 3
 _MOST_WANDB_BYTES = 1 << 30
 
 
@@ -148,6 +153,7 @@ class Staging:
     def _restore(self, store: Store, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         began = time.monotonic()
         checkpoint_root.mkdir(parents=True, exist_ok=True)
+        report({"size": max((commit.size for commit in store.commits()), default=0)})
         restored: Restored | None = store.restore(checkpoint_root, report=lambda text: report({"warning": text}))
         if restored is None:
             return asdict(Opening())
@@ -178,6 +184,7 @@ class Staging:
 
         store = self.store()
         owner = _claim(claim)
+        report({"size": _bytes_below([snapshot])})
         metadata = Metadata(
             finished.step, finished.label, self.job.recipe, parent, pace=dict(pace), metrics=dict(metrics)
         )
@@ -201,31 +208,83 @@ class Staging:
             return [str(error)]
         return []
 
-    def keep(self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str) -> dict[str, Any]:
+    def keep(
+        self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str, report: Report
+    ) -> dict[str, Any]:
         """Keep log and ledger of this attempt, its offline W&B files, and carried caches when they changed."""
         from agent.store.errors import speaking
 
         with speaking("keeping the attempt's log in", str(self.root)):
-            return self._keep(epoch, sources, carried, carry_known)
+            return self._keep(epoch, sources, carried, carry_known, report)
 
-    def _keep(self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str) -> dict[str, Any]:
-        from agent.keeping import archive, attempts_kept, drop_oldest, keep
+    def _keep(
+        self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str, report: Report
+    ) -> dict[str, Any]:
+        from agent.keeping import archive, attempts_kept, keep
         from agent.wandb_run import offline_directory, offline_runs
 
         most = attempts_kept(self.job.budget.items)
         keep(self.root / "logs", epoch, sources, most)
         directory = offline_directory(self.place)
         runs = offline_runs(directory) if self.job.wandb is not None else []
-        if runs and archive(self.root / "wandb", f"{epoch:06d}.tar", runs, directory, _MOST_WANDB_BYTES):
-            drop_oldest(self.root / "wandb", most)
+        if runs:
+            report({"size": _bytes_below(runs)})
+            if archive(self.root / "wandb", f"{epoch:06d}.tar", runs, directory, _MOST_WANDB_BYTES):
+                self._drop_wandb(most, report)
+            else:
+                report(
+                    {
+                        "warning": f"the offline W&B files of attempt {epoch} are larger than the {_MOST_WANDB_BYTES >> 20} MiB that are kept, so "
+                        f"their newest part is lost when the job ends: log less media; `segue wandb sync {self.job.run}` sends what is kept"
+                    }
+                )
         found = ""
         if carried:
             from agent.carry import mark, take
 
             found = mark(self.place.scratch, carried)
             if found and found != carry_known:
+                report({"size": _bytes_below([self.place.scratch / name for name in carried])})
                 take(self.root / "carry", self.place.scratch, carried, epoch)
         return {"carry": found}
+
+    def _drop_wandb(self, most: int, report: Report) -> None:
+        """Offline W&B archives wait for a person. They go, oldest first, only when commits would lack their room."""
+        from agent.keeping import drop_oldest
+
+        archives = list((self.root / "wandb").glob("[0-9]*.tar"))
+        if len(archives) <= most:
+            return
+        store = self.store()
+        spare = _SPARE_COMMITS * max((commit.size for commit in store.commits()), default=0)
+        rooms = store.rooms()
+
+        def short(share: int) -> bool:
+            return any(
+                (
+                    room.items is not None
+                    and room.items < share * min(_SPARE_ITEMS, (self.job.budget.items or 1000) // 20)
+                )
+                or (room.bytes is not None and room.bytes < share * spare)
+                for room in rooms
+            )
+
+        if not short(2):
+            return
+        sync = f"`segue wandb sync {self.job.run}` now sends them"
+        if short(1):
+            report(
+                {
+                    "warning": f"offline W&B files of the oldest of {len(archives)} attempts are dropped, the run's room is short: {sync}"
+                }
+            )
+            drop_oldest(self.root / "wandb", most)
+        else:
+            report(
+                {
+                    "warning": f"offline W&B files of {len(archives)} attempts fill the run's room, and the oldest are dropped soon: {sync}"
+                }
+            )
 
     def list_kept(self, epoch: int) -> None:
         """Without a mounted staging HTCondor adds what comes back to what lies at the access point and removes nothing. So the store says
@@ -250,6 +309,18 @@ class Staging:
             raise Superseded(mine.epoch, owner)
         store.heartbeat(mine)
         return {}
+
+
+def _bytes_below(paths: Sequence[Path]) -> int:
+    """Bytes of the regular files in ``paths`` and below; what vanishes meanwhile does not count."""
+    total = 0
+    for top in paths:
+        for directory, _, names in os.walk(top):
+            for name in names:
+                with suppress(OSError):
+                    found = os.lstat(f"{directory}/{name}")
+                    total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def _claim(fields: Mapping[str, Any]) -> Claim:
