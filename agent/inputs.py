@@ -24,7 +24,7 @@ def wanted(job: JobConfig) -> list[InputArchive]:
 def fetch(job: JobConfig, scratch: Path) -> list[str]:
     """Unpack what is not there yet; returns the targets.
 
-    Raises InputMissing, BadInput for a target outside scratch, DamagedOnTheWay, and what ``unpack`` raises.
+    Raises InputMissing, StoreUnavailable when staging is away, BadInput for a target outside scratch, DamagedOnTheWay, and what ``unpack`` raises.
     """
     placed = []
     for entry in wanted(job):
@@ -40,6 +40,12 @@ def fetch(job: JobConfig, scratch: Path) -> list[str]:
         if not archive.is_file():
             archive = job.inputs_root / entry.archive
         if not archive.is_file():
+            if not job.checkpoint_exit and not job.store_root.parent.is_dir():  # it was there when the run was claimed
+                from agent.store.errors import StoreUnavailable
+
+                raise StoreUnavailable(
+                    f"{archive}: staging has gone away: {job.store_root.parent} is not there any more"
+                )
             where = "with the job (workflow directory)" if entry.travels == "plain" else "in staging"
             raise InputMissing(
                 f"{archive}: input {entry.name!r} is not {where}; `segue stage` and `segue dag` put it there"

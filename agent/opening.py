@@ -1,7 +1,11 @@
-"""The first errand of an attempt: claim, restore, unpack. It is begun before most of the agent is even imported, so that both overlap."""
+"""The first errand of an attempt: claim, restore, unpack. It is begun before most of the agent is even imported, so that both overlap.
+
+A staging that is away for a minute meets all jobs that begin in it, and their retries would be used up within seconds: so it is waited for.
+"""
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from agent.attempt import Attempt
@@ -10,6 +14,21 @@ from agent.recipes.base import Recipe, Start
 from agent.staging import Staging
 
 _SILENT_S = 300.0
+_LONGEST_PATIENCE_S = 300.0
+_SHORTEST_PATIENCE_S = 5.0
+_PATIENCE_SHARE = 0.02
+# These are the machine's or the user's, and do not pass.
+_LASTING = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def longest_wait_s(limit_s: float) -> float:
+    """How long an attempt of ``limit_s`` seconds waits for a staging that is away when it begins."""
+    return min(_LONGEST_PATIENCE_S, max(_SHORTEST_PATIENCE_S, _PATIENCE_SHARE * limit_s))
+
+
+def may_pass(outcome: Outcome) -> bool:
+    """Whether the opening failed because staging is out of reach just now."""
+    return outcome.error == "StoreUnavailable" and outcome.value.get("errno") not in _LASTING
 
 
 def first_start(attempt: Attempt) -> Start:

@@ -74,6 +74,8 @@ class Publisher:
         self.spacing: int | None = None
         """Steps between the last two checkpoints of this start, where the trainer keeps an interval of its own."""
         self.committed_step = 0
+        self.trouble = ""
+        """The error's class when the last try to publish failed."""
         self.halted = False
         """Set when nothing more must be published (superseded, told to leave)."""
 
@@ -83,12 +85,22 @@ class Publisher:
         return self._snapshotting is None and self._publishing is None and not self._waiting
 
     @property
+    def linked(self) -> bool:
+        """Whatever the last look found is safe from the trainer, or could not be made so."""
+        return self._snapshotting is None
+
+    @property
+    def pausing(self) -> bool:
+        """Something waits and nothing is under way: the last try failed, and the next is not due."""
+        return self.linked and self._publishing is None and bool(self._waiting)
+
+    @property
     def unpublished(self) -> bool:
         """A finished checkpoint is not yet a commit."""
         return not self.idle or self.finished_step > self.committed_step
 
     def watch(self, recipe: Recipe, start: Start, step: int) -> None:
-        """Look for checkpoints beyond ``step`` made by this start."""
+        """Look for checkpoints beyond ``step`` made by this start; what an earlier one left waiting is published all the same."""
         self._recipe, self._start = recipe, start
         self._root = str(recipe.checkpoint_root(start))
         self._seen = None
@@ -96,7 +108,6 @@ class Publisher:
         self.finished_step = step
         self.finished_at = None
         self.spacing = None
-        self.committed_step = max(self.committed_step, step)
 
     def look(self, thoroughly: bool = False) -> None:
         """See whether the trainer has finished another checkpoint; cheap unless the root has changed."""
@@ -155,6 +166,11 @@ class Publisher:
         self._waiting.append(waiting)
         self.go_on()
 
+    def hurry(self) -> None:
+        """The trainer has ended: try at once what waits for the end of a pause."""
+        self._retry_at = 0.0
+        self.go_on()
+
     def go_on(self) -> None:
         """Start the next publish when none is under way and no pause after a failure is due."""
         if self.halted or self._publishing is not None or not self._waiting or time.monotonic() < self._retry_at:
@@ -171,6 +187,7 @@ class Publisher:
     def _published(self, outcome: Outcome) -> None:
         current, self._current, self._publishing = self._current, None, None
         assert current is not None
+        self.trouble = outcome.error
         if outcome.ok:
             self._retry_s = self._retry_at = 0.0
             self.committed_step = max(self.committed_step, current.finished.step)

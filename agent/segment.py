@@ -16,7 +16,7 @@ from agent import exit_codes
 from agent.attempt import Attempt, End
 from agent.errand import Errand, Outcome, Work, running
 from agent.loop import Timer
-from agent.opening import OpeningErrand, first_start
+from agent.opening import OpeningErrand, first_start, longest_wait_s, may_pass
 from agent.pacing import cautious, from_carried, hopeful, last_step, save_interval
 from agent.processes import kill_below
 from agent.publishing import Publisher
@@ -35,6 +35,8 @@ _CALM_TICK_S = 1.0
 _CALM_LIMIT_S = 600.0
 _CALM_BEFORE_S = 60.0
 _SILENT_S = 300.0
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 15.0
 
 
 class Segment:
@@ -163,11 +165,29 @@ class Segment:
             return None
         return outcomes[0]
 
+    def _opened(self) -> Outcome | None:
+        """What opening brought, tried again for a while when staging is out of reach; None when a signal came first."""
+        attempt = self.attempt
+        until = min(time.time() + longest_wait_s(attempt.limit_s), attempt.deadline.usable)
+        pause = _FIRST_PAUSE_S
+        while True:
+            self.loop.run_until(lambda: self.opening.outcome is not None or attempt.leaving)
+            outcome = self.opening.outcome
+            if attempt.leaving or outcome is None or outcome.ok:
+                return outcome
+            left = until - time.time()
+            if left <= 0 or not may_pass(outcome):
+                return outcome
+            attempt.warn(f"{outcome.message}; it is tried again for up to {left:.0f} s", key="opening")
+            if self.loop.run_until(lambda: attempt.leaving, time.monotonic() + min(pause, left)):
+                return None
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            self.opening = OpeningErrand(attempt, self.recipe, self.staging)
+
     def _open(self) -> End | None:
         """Claim, restore, unpack."""
         attempt = self.attempt
-        self.loop.run_until(lambda: self.opening.outcome is not None or attempt.leaving)
-        outcome = self.opening.outcome
+        outcome = self._opened()
         if outcome is None or not outcome.ok:
             from agent import verdict
 
@@ -205,7 +225,8 @@ class Segment:
         first = attempt.handover.starts == 0
         reach = last_step(attempt.experience, resume, self.job.steps, time.time(), attempt.deadline.usable)
         if reach <= resume and not first:
-            return self._time_used("no further step fits before the limit")
+            self._finish_publishing()
+            return self._settled() or self._time_used("no further step fits before the limit")
         if reach <= resume and attempt.experience.measured:
             attempt.experience = hopeful(attempt.experience, self.job.pace)
             reach = last_step(attempt.experience, resume, self.job.steps, time.time(), attempt.deadline.usable)
@@ -276,19 +297,55 @@ class Segment:
                 attempt.experience = replace(attempt.experience, measured=True)
 
     def _after(self, training: Training, hang: Hang) -> End | None:
-        """Publish what is complete, then decide: end, or start again (None)."""
-        from agent import verdict
-
+        """Decide: start again at once after a crash (None), or publish what is complete and end."""
         attempt = self.attempt
         self._book(training)
         self.publisher.look(thoroughly=True)
-        self.loop.run_until(self.stopping.publishes_over)
+        self.loop.run_until(lambda: self.publisher.linked or attempt.leave_now)
+        if self._has_crashed(training):
+            end = self._crashed(training, hang)
+            if end is None and not attempt.leaving:
+                return self._superseded()  # what waits is published beside the next start
+            self._finish_publishing()
+            return self._superseded() or end or self._settled()
+        self._finish_publishing()
         attempt.goodput.enter("idle_s")
-        committed = self.publisher.committed_step
+        end = self._settled()
+        if end is not None:
+            return end
+        if self.stopping.out_of_time:
+            return self._time_used(self.stopping.out_of_time)
+        if training.stop_asked is not None:
+            return self._time_used("its time is used")
+        return self._go_on_if_worthwhile()
+
+    def _has_crashed(self, training: Training) -> bool:
+        """Whether the trainer's end was none that was planned or asked for."""
+        attempt, finished = self.attempt, self.publisher.finished_step
+        assert training.ended is not None
+        if attempt.superseded or attempt.leaving or self.stopping.out_of_time or finished >= self.job.steps:
+            return False
+        if training.ended.exit_code != 0:
+            return True
+        planned = finished >= training.start.last_step or not self.recipe.sets_last_step
+        return training.stop_asked is None and not (planned and finished > training.start.resume_step)
+
+    def _superseded(self) -> End | None:
+        """The end of an attempt that a newer one took the run from."""
+        if not self.attempt.superseded:
+            return None
+        self.publisher.halt()
+        return End("superseded", exit_codes.OK, self.attempt.superseded)
+
+    def _settled(self) -> End | None:
+        """When publishing is over: the ends that do not ask how the trainer ended."""
+        from agent import verdict
+
+        attempt, committed = self.attempt, self.publisher.committed_step
         if attempt.superseded:
-            self.publisher.halt()
-            return End("superseded", exit_codes.OK, attempt.superseded)
+            return self._superseded()
         if committed >= self.job.steps:
+            self.publisher.halt()
             return verdict.complete(committed, self.job.steps)
         if attempt.leaving:
             self.publisher.halt()
@@ -296,17 +353,13 @@ class Segment:
         if self.publisher.unpublished:
             self.publisher.halt()
             return verdict.unpublished(self.publisher.finished_step, self.trouble)
-        if self.stopping.out_of_time:
-            return self._time_used(self.stopping.out_of_time)
-        assert training.ended is not None
-        done = training.ended.exit_code == 0
-        if done and training.stop_asked is not None:
-            return self._time_used("its time is used")
-        finished = self.publisher.finished_step
-        planned = finished >= training.start.last_step or not self.recipe.sets_last_step
-        if done and planned and finished > training.start.resume_step:
-            return self._go_on_if_worthwhile()
-        return self._crashed(training, hang)
+        return None
+
+    def _finish_publishing(self) -> None:
+        """With no trainer: publish what is finished, as long as there is hope."""
+        since = time.time()
+        self.publisher.hurry()
+        self.loop.run_until(lambda: self.stopping.publishes_over(since))
 
     def _book(self, training: Training) -> None:
         """Times and steps of a start that is over."""
@@ -363,7 +416,9 @@ class Segment:
         if end is not None:
             return end
         if self.restarts.same >= 2:
-            return self._restore_again()
+            self._finish_publishing()
+            if self.publisher.idle:
+                return self._restore_again()
         self._resume_locally()
         return None
 

@@ -15,6 +15,9 @@ from agent.recipes.base import Recipe
 from agent.training import Training
 
 _LEAVE_RESERVE_S = 1.0
+_PATIENCE_S = 300.0
+_NO_ROOM_PATIENCE_S = 10.0
+_WRAP_UP_S = 60.0
 
 
 class Stopping:
@@ -25,13 +28,29 @@ class Stopping:
         self._recipe = recipe
         self._publisher = publisher
         self._tick_s = tick_s
+        self._complete_at: float | None = None
         self.out_of_time = ""
 
     def look(self, training: Training) -> None:
         """Stop the trainer if it is time to."""
         self._mind_leaving(training)
         if not training.stopped_by_agent:
+            self._mind_completion(training)
+        if not training.stopped_by_agent:
             self._mind_time(training)
+
+    def _mind_completion(self, training: Training) -> None:
+        """The run's last step is published: a trainer that goes beyond it is ended, one that is there has a minute for its own end."""
+        steps, publisher = self._attempt.job.steps, self._publisher
+        if publisher.committed_step < steps:
+            return
+        self._complete_at = self._complete_at or time.monotonic()
+        beyond = max(training.step, publisher.finished_step) > steps
+        if beyond or time.monotonic() - self._complete_at > _WRAP_UP_S:
+            self._attempt.say(
+                f"ending the trainer: step {publisher.committed_step} is published, and the run has {steps} steps"
+            )
+            training.terminate(self._attempt.job.kill_grace_s)
 
     def _mind_time(self, training: Training) -> None:
         attempt = self._attempt
@@ -93,12 +112,20 @@ class Stopping:
         """Whether a trainer that was asked to stop has had more than enough time for it."""
         return training.stop_asked_at is not None and time.monotonic() - training.stop_asked_at > 2 * needed
 
-    def publishes_over(self) -> bool:
-        """Whether waiting for publishes, with no trainer any more, is over: all done, or no hope."""
-        attempt = self._attempt
+    def publishes_over(self, since: float) -> bool:
+        """Whether waiting for publishes, with no trainer since that Unix time, is over: all done, or no hope.
+
+        A publish that is under way may take until the limit; a staging that fails it is given some minutes, not a slot of many hours.
+        """
+        attempt, publisher = self._attempt, self._publisher
         now = time.time()
-        if attempt.superseded or attempt.leave_now or self._publisher.idle:
+        if attempt.superseded or attempt.leave_now or publisher.idle or publisher.committed_step >= attempt.job.steps:
             return True
         if attempt.leaving_until is not None and now > attempt.leaving_until - _LEAVE_RESERVE_S:
+            return True
+        patience = max(_PATIENCE_S, 3 * attempt.experience.pace.publish_s)
+        if publisher.trouble == "NoRoom":
+            patience = _NO_ROOM_PATIENCE_S
+        if publisher.pausing and now > since + patience:
             return True
         return now > attempt.deadline.usable + attempt.deadline.margin_s / 2

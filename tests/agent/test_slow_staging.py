@@ -1,0 +1,153 @@
+"""Staging that is away or full at the wrong moment: no slot waits longer than it helps, and no work is lost that need not be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.attempt import Attempt
+from agent.config import BudgetRule, InputArchive, Pace
+from agent.inputs import InputMissing, fetch
+from agent.opening import longest_wait_s
+from agent.pacing import Experience
+from agent.publishing import Publisher
+from agent.stopping import Stopping
+from agent.store import StoreUnavailable
+from tests.agent.plain_recipes import Plain
+from tests.agent.support import Run, state_after
+
+
+def test_a_crash_while_staging_is_away_is_restarted_at_once_from_scratch(tmp_path: Path) -> None:
+    # given: a checkpoint that cannot be published
+    run = Run(tmp_path, steps=400, args=("step_s=0.01", "workers=1"), save_interval=20)
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        away = run.staging.with_name("away")
+        run.staging.rename(away)
+        attempt.saw("training goes on")
+        # when the trainer crashes
+        _, trainer, _ = attempt.family()
+        os.kill(trainer, signal.SIGKILL)
+        # then it starts again while staging is still away, and what waits is published later
+        attempt.saw("start 2")
+        away.rename(run.staging)
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert (handover["state"], handover["starts"]) == ("complete", 2)
+    assert handover["redone_steps"] < 40
+    assert run.final_state() == state_after(400)
+
+
+def test_a_planned_end_without_room_in_staging_ends_soon_and_for_good(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=30, limit_s=600.0, budget=BudgetRule(bytes=1000, items=1000))
+    with run.attempt() as attempt:
+        assert attempt.end() == 78
+    handover = attempt.handover()
+    assert "step 30 could not be published" in handover["reason"]
+    assert handover["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("publish_s", "pausing", "trouble", "waited_s", "over"),
+    [
+        (1.0, True, "StoreUnavailable", 290.0, False),
+        (1.0, True, "StoreUnavailable", 310.0, True),
+        (200.0, True, "StoreUnavailable", 590.0, False),
+        (200.0, True, "StoreUnavailable", 610.0, True),
+        (1.0, True, "NoRoom", 30.0, True),
+        (1.0, False, "", 5000.0, False),
+    ],
+)
+def test_a_planned_end_waits_for_staging_for_a_bounded_time(
+    publish_s: float, pausing: bool, trouble: str, waited_s: float, over: bool
+) -> None:
+    """A publish that is under way may take longer: what says nothing is killed elsewhere."""
+    now = time.time()
+    attempt = SimpleNamespace(
+        superseded="",
+        leave_now=False,
+        leaving_until=None,
+        job=SimpleNamespace(steps=100),
+        deadline=SimpleNamespace(usable=now + 40_000, margin_s=300.0),
+        experience=Experience(Pace(publish_s=publish_s)),
+    )
+    publisher: Any = SimpleNamespace(idle=False, pausing=pausing, trouble=trouble, committed_step=0)
+    stopping = Stopping(cast("Attempt", attempt), Plain(), cast("Publisher", publisher), 0.25)
+    assert stopping.publishes_over(now - waited_s) is over
+
+
+@pytest.mark.parametrize("recipe", ["by-itself", "of-its-own"])
+def test_a_trainer_that_goes_on_beyond_the_runs_steps_is_ended_when_the_run_is_complete(
+    tmp_path: Path, recipe: str
+) -> None:
+    args = ("step_s=0.01", "beyond=100000", "every=20", "deaf=1")
+    run = Run(tmp_path, steps=100, recipe=recipe, limit_s=600.0, args=args, save_interval=None)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "complete"
+    assert handover["step"] >= 100 and handover["starts"] == 1
+
+
+def away_from_the_start(run: Run) -> Path:
+    away = run.staging.with_name("away")
+    run.staging.rename(away)
+    return away
+
+
+def test_staging_that_is_away_when_the_job_begins_is_waited_for(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=30, limit_s=600.0)
+    away = away_from_the_start(run)
+    with run.attempt() as attempt:
+        attempt.saw("it is tried again")
+        away.rename(run.staging)
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert (handover["state"], handover["epoch"]) == ("complete", 1)
+    assert len([line for line in handover["warnings"] if "tried again" in line]) == 1
+
+
+def test_an_input_that_was_never_staged_is_not_waited_for(tmp_path: Path) -> None:
+    archive = InputArchive("data", "data-0.tar", "0" * 64, 1, "inputs/data")
+    run = Run(tmp_path, steps=30, limit_s=600.0, inputs=(archive,))
+    with run.attempt() as attempt:
+        assert attempt.end() == 75
+    assert "is not in staging" in attempt.handover()["reason"]
+    assert attempt.handover()["warnings"] == []
+
+
+def test_an_input_is_not_called_missing_when_staging_has_gone_away(tmp_path: Path) -> None:
+    run = Run(tmp_path, inputs=(InputArchive("data", "data-0.tar", "0" * 64, 1, "inputs/data"),))
+    run.store.mkdir(parents=True)
+    with pytest.raises(InputMissing):
+        fetch(run.job, tmp_path)
+    away_from_the_start(run)
+    with pytest.raises(StoreUnavailable, match="staging has gone away"):
+        fetch(run.job, tmp_path)
+
+
+def test_sigterm_ends_the_wait_for_staging_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, limit_s=40_000.0)
+    away_from_the_start(run)
+    with run.attempt() as attempt:
+        attempt.saw("it is tried again")
+        attempt.process.terminate()
+        assert attempt.end() == 75
+    assert "told to leave" in attempt.handover()["reason"]
+
+
+def test_a_staging_that_stays_away_ends_the_attempt_when_its_patience_is_used(tmp_path: Path) -> None:
+    run = Run(tmp_path, limit_s=20.0)
+    away_from_the_start(run)
+    with run.attempt() as attempt:
+        assert attempt.end() == 75
+    assert str(run.staging) in attempt.handover()["reason"]
+    assert not run.staging.exists()
+    assert longest_wait_s(43_200.0) == 300.0
+    assert longest_wait_s(3_600.0) == 72.0
