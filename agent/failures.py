@@ -41,13 +41,20 @@ class _Rule:
     pattern: re.Pattern[str]
     verdict: Verdict
     sentence: str
+    as_exception: bool
 
 
-def _rule(kind: str, pattern: str, verdict: Verdict, sentence: str) -> _Rule:
-    return _Rule(kind, re.compile(pattern), verdict, sentence)
+def _rule(kind: str, pattern: str, verdict: Verdict, sentence: str, *, as_exception: bool = False) -> _Rule:
+    return _Rule(kind, re.compile(pattern), verdict, sentence, as_exception)
 
 
-# The first that matches one of the last lines, newest line first, decides; so the more specific stand first.
+# A rank's prefix, then the exception's name: what trainers only mention (a library that is optional, a retry) is not a reason to end.
+_EXCEPTION = re.compile(
+    r"^(?:\[[^\]]*\]:? ?)*(?=(?:\w+\.)*\w*(?:Error|Exception|Timeout|Interrupt|Exit)\b(?::|$)|terminate called after throwing)"
+)
+_EARLIER = re.compile(r"During handling of the above exception|The above exception was the direct cause|^…$")
+# The first that matches one of the last lines, newest line first, decides; so the more specific stand first. ``as_exception``: its words
+# occur in harmless lines too, so it counts only for the exception that ended the trainer, or one that led to it.
 _RULES = (
     _rule(
         "gpu-lost",
@@ -67,12 +74,14 @@ _RULES = (
         r"No space left on device|Disk quota exceeded|ENOSPC",
         Verdict.ELSEWHERE,
         "the disk is full; raise request_disk, or keep fewer checkpoints in scratch",
+        as_exception=True,
     ),
     _rule(
         "import-error",
-        r"^(?:ModuleNotFoundError|ImportError)\b",
+        r"^(?:\w+\.)*(?:ModuleNotFoundError|ImportError)\b",
         Verdict.NEVER,
         "the trainer's program lacks a module; it belongs into the image, or python names the wrong interpreter",
+        as_exception=True,
     ),
     _rule(
         "network",
@@ -80,6 +89,7 @@ _RULES = (
         r"|ReadTimeout|Network is unreachable|HTTP(?:Error)?:? (?:429|5\d\d)",
         Verdict.ELSEWHERE,
         "the trainer wanted something from the network and did not get it; stage it as an input, or try another machine",
+        as_exception=True,
     ),
     _rule(
         "not-a-number",
@@ -89,15 +99,17 @@ _RULES = (
     ),
     _rule(
         "host-memory",
-        r"^MemoryError\b|Cannot allocate memory|std::bad_alloc",
+        r"^(?:\w+\.)*\w*MemoryError\b|Cannot allocate memory|std::bad_alloc",
         Verdict.HERE,
         "the job's memory is used up; raise request_memory or use fewer data workers",
+        as_exception=True,
     ),
     _rule(
         "missing-data",
-        r"^FileNotFoundError\b|No such file or directory",
+        r"^(?:\w+\.)*FileNotFoundError\b|No such file or directory",
         Verdict.NEVER,
         "the trainer did not find a file that it needs; check the inputs and their targets",
+        as_exception=True,
     ),
     _rule(
         "arguments",
@@ -126,6 +138,8 @@ def classify(
             "host-memory", Verdict.HERE, "the job's memory was used up and the kernel killed it; raise request_memory"
         )
     found = _by_lines(lines, stepped)
+    if found is not None and found.verdict is Verdict.NEVER and ended.signal is not None:
+        found = None  # it was killed: no line says why
     if found is not None and ended.signal is None:
         return found
     if ended.signal in _NODE_SIGNALS:
@@ -152,13 +166,21 @@ def classify(
 
 
 def _by_lines(lines: Sequence[str], stepped: bool) -> Failure | None:
+    may_be_last = True
     for line in reversed(lines):
+        start = _EXCEPTION.match(line)
         for rule in _RULES:
-            if rule.pattern.search(line):
+            if rule.as_exception and not (start and may_be_last):
+                continue
+            if rule.pattern.search(line[start.end() :] if start else line):
                 verdict = rule.verdict
                 if verdict is Verdict.NEVER and stepped:
                     verdict = Verdict.HERE  # it did run; something is odd, and three starts will tell
                 return Failure(rule.kind, verdict, rule.sentence)
+        if start:
+            may_be_last = False
+        elif _EARLIER.search(line):
+            may_be_last = True
     return None
 
 

@@ -228,10 +228,11 @@ class Staging:
         directory = offline_directory(self.place)
         runs = offline_runs(directory) if self.job.wandb is not None else []
         if runs:
-            report({"size": _bytes_below(runs)})
+            size = _bytes_below(runs)
+            report({"size": size})
             if archive(self.root / "wandb", f"{epoch:06d}.tar", runs, directory, _MOST_WANDB_BYTES):
                 self._drop_wandb(most, report)
-            else:
+            elif size > _MOST_WANDB_BYTES:
                 report(
                     {
                         "warning": f"the offline W&B files of attempt {epoch} are larger than the {_MOST_WANDB_BYTES >> 20} MiB that are kept, so "
@@ -300,13 +301,8 @@ class Staging:
 
     def beat(self, claim: Mapping[str, Any]) -> dict[str, Any]:
         """Show that this attempt lives; Superseded when a newer one owns the run."""
-        from agent.store import Superseded
-
-        store = self.store()
-        owner = store.current_epoch()
-        mine = _claim(claim)
-        if owner > mine.epoch:
-            raise Superseded(mine.epoch, owner)
+        store, mine = self.store(), _claim(claim)
+        store.require_own(mine)
         store.heartbeat(mine)
         return {}
 

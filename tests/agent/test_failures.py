@@ -59,6 +59,47 @@ def test_a_crash_before_any_step_of_the_run_is_never_tried_again(line: str, kind
     assert (found.kind, found.verdict) == (kind, Verdict.NEVER)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "W tensorflow: Could not load dynamic library 'libnvinfer.so.7'; dlerror: libnvinfer.so.7: No such file or directory",
+        "wandb: Network error (ConnectionError), entering retry loop.",
+        "WARNING: cache not written: No space left on device, going on without",
+        "retrying: HTTP 503, Max retries exceeded is next",
+        "mmap hint: Cannot allocate memory with huge pages, using small ones",
+    ],
+)
+def test_what_is_only_mentioned_is_not_the_reason(line: str) -> None:
+    assert judge(EXIT_1, line, "RuntimeError: boom").kind == "unknown"
+    assert judge(EXIT_1, line).kind == "unknown"
+    assert judge(EXIT_1, line, "Traceback (most recent call last):", stepped=False).kind == "start"
+
+
+def test_an_exception_that_was_caught_before_is_not_the_reason_but_one_that_led_to_the_last_is() -> None:
+    caught = ("Traceback (most recent call last):", "ConnectionError: the hub is away", "going on with the cache")
+    assert judge(EXIT_1, *caught, "Traceback (most recent call last):", "RuntimeError: boom").kind == "unknown"
+    chained = "During handling of the above exception, another exception occurred:"
+    assert judge(EXIT_1, *caught[:2], "", chained, "", "RuntimeError: boom").kind == "network"
+
+
+@pytest.mark.parametrize(
+    "line", ["[rank0]: FileNotFoundError: [Errno 2] no data", "builtins.FileNotFoundError: no data"]
+)
+def test_an_exception_counts_with_a_ranks_prefix_and_a_modules_name(line: str) -> None:
+    assert (
+        judge(EXIT_1, "Traceback (most recent call last):", line, "shutting down", stepped=False).kind == "missing-data"
+    )
+
+
+def test_who_was_killed_is_never_given_up_because_of_a_line() -> None:
+    line = "FileNotFoundError: [Errno 2] No such file or directory: 'x'"
+    found = judge(Ended(None, signal.SIGKILL), line, stepped=False)
+    assert (found.kind, found.verdict) == ("killed", Verdict.HERE)
+    assert judge(
+        Ended(None, signal.SIGABRT), "terminate called after throwing an instance of 'std::bad_alloc'"
+    ).kind == ("host-memory")
+
+
 def test_a_resumed_start_that_fails_at_once_is_tried_again() -> None:
     assert judge(EXIT_1, "RuntimeError: boom", stepped=False, resumed=True).verdict is Verdict.HERE
 
