@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.config import JobConfig
 from agent.deadline import Deadline
+from agent.errand import Outcome
 from agent.handover import Handover
 from agent.loop import Loop
 from agent.output import Log
@@ -91,6 +92,8 @@ class Attempt:
         self.fruitless_before = False
         """The attempt before was fruitless too, and began at the same step."""
         self.superseded = ""
+        """Set when a newer attempt owns the run; ``superseded_by`` has its machine and job, empty when its claim cannot be read."""
+        self.superseded_by = ("", "")
         self.leaving_until: float | None = None
         """Set by SIGTERM: when the grace given to us ends."""
         self.leave_now = False
@@ -116,6 +119,11 @@ class Attempt:
     @property
     def leaving(self) -> bool:
         return self.leaving_until is not None or self.leave_now
+
+    def note_superseded(self, outcome: Outcome) -> None:
+        """An errand found that a newer attempt owns the run."""
+        self.superseded = outcome.message
+        self.superseded_by = (str(outcome.value.get("machine", "")), str(outcome.value.get("job", "")))
 
     def name_log(self) -> None:
         """The epoch is known: the log gets its final name."""

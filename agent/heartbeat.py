@@ -34,6 +34,6 @@ class Heartbeat:
     def _done(self, outcome: Outcome) -> None:
         self._beating = False
         if outcome.error == "Superseded":
-            self._attempt.superseded = outcome.message
+            self._attempt.note_superseded(outcome)
         elif not outcome.ok and outcome.error != "Cancelled":
             self._attempt.warn(f"{outcome.message}; training goes on", key="staging")

@@ -191,7 +191,7 @@ class Segment:
         if outcome is None or not outcome.ok:
             from agent import verdict
 
-            return verdict.left(attempt, 0) if outcome is None else verdict.cannot_open(outcome)
+            return verdict.left(attempt, 0) if outcome is None else self._cannot_open(outcome)
         opening = Opening(**outcome.value)
         attempt.experience = from_carried(self.job.pace, opening.pace)
         if attempt.epoch > attempt.segment + 1 and not self.job.checkpoint_exit:
@@ -215,6 +215,14 @@ class Segment:
 
             return verdict.complete(attempt.restored_step, self.job.steps)
         return None
+
+    def _cannot_open(self, outcome: Outcome) -> End:
+        from agent import verdict
+
+        if outcome.error == "Superseded":
+            self.attempt.note_superseded(outcome)
+            return verdict.superseded(self.attempt)
+        return verdict.cannot_open(outcome)
 
     # --- one start of the trainer --------------------------------------------------------------------------------
 
@@ -332,10 +340,12 @@ class Segment:
 
     def _superseded(self) -> End | None:
         """The end of an attempt that a newer one took the run from."""
+        from agent import verdict
+
         if not self.attempt.superseded:
             return None
         self.publisher.halt()
-        return End("superseded", exit_codes.OK, self.attempt.superseded)
+        return verdict.superseded(self.attempt)
 
     def _settled(self) -> End | None:
         """When publishing is over: the ends that do not ask how the trainer ended."""
@@ -437,7 +447,7 @@ class Segment:
         if outcome is None:
             return verdict.left(self.attempt, self.publisher.committed_step)
         if not outcome.ok:
-            return verdict.cannot_open(outcome)
+            return self._cannot_open(outcome)
         opening = Opening(**outcome.value)
         self.resume = (int(opening.restored["step"]), opening.label) if opening.restored else (0, None)
         return None
@@ -471,7 +481,7 @@ class Segment:
 
     def _publish_trouble(self, outcome: Outcome) -> None:
         if outcome.error == "Superseded":
-            self.attempt.superseded = outcome.message
+            self.attempt.note_superseded(outcome)
         elif outcome.error != "Cancelled":
             self.trouble = outcome
             self.attempt.warn(f"{outcome.message}; training goes on", key="staging")

@@ -30,12 +30,25 @@ def complete(step: int, steps: int) -> End:
     return End("complete", exit_codes.OK, f"the run is complete: step {step} of {steps}")
 
 
+def superseded(attempt: Attempt) -> End:
+    """A newer claim owns the run. When it is this job's own (lost, and started elsewhere) nobody reads the exit code. When it is another's,
+    two workflows would take the run from each other segment by segment until both are used up, so this one's ends.
+    """
+    machine, job = attempt.superseded_by
+    if not machine or job == attempt.place.job_id:
+        return End("superseded", exit_codes.OK, attempt.superseded)
+    who = f"job {job} on {machine}" if job else f"an attempt on {machine}"
+    return End(
+        "superseded",
+        exit_codes.PERMANENT,
+        f"another workflow runs this run: {who} has taken it ({attempt.superseded}); remove one of the two, or give it another run name",
+    )
+
+
 def cannot_open(outcome: Outcome) -> End:
-    """Claim, restore or inputs failed."""
+    """Claim, restore or inputs failed, and no newer attempt is the reason."""
     if outcome.error in _ELSEWHERE:
         return End("temporary", exit_codes.TEMPORARY, outcome.message)
-    if outcome.error == "Superseded":
-        return End("superseded", exit_codes.OK, outcome.message)
     return End("failed", exit_codes.PERMANENT, outcome.message)
 
 

@@ -41,12 +41,16 @@ class StoreUnavailable(StoreError):
 
 
 class Superseded(StoreError):
-    """A higher epoch owns the run: this attempt must stop its trainer and exit."""
+    """A higher epoch owns the run: this attempt must stop its trainer and exit. ``machine`` and ``job`` are the owner's, empty when
+    its claim cannot be read.
+    """
 
-    def __init__(self, mine: int, owner: int) -> None:
+    def __init__(self, mine: int, owner: int, machine: str = "", job: str = "") -> None:
         super().__init__(f"epoch {mine} is superseded: epoch {owner} owns the run; this attempt must end")
         self.mine = mine
         self.owner = owner
+        self.machine = machine
+        self.job = job
 
 
 class NoRoom(StoreError):

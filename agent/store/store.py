@@ -16,7 +16,17 @@ from agent.store import claims, names
 from agent.store.budget import Budget, Room, require_room, rooms
 from agent.store.claims import Claim, Claimant, ClaimRecord
 from agent.store.copying import Pace, never
-from agent.store.errors import BadArchive, CommitGone, NoRoom, ReadFailed, StoreUnavailable, no_room, speaking
+from agent.store.errors import (
+    BadArchive,
+    CommitGone,
+    NoRoom,
+    ReadFailed,
+    StoreError,
+    StoreUnavailable,
+    Superseded,
+    no_room,
+    speaking,
+)
 from agent.store.fs import FileSystem, PosixFileSystem
 from agent.store.listing import best_commit, highest_committed_epoch, list_commits
 from agent.store.manifest import Manifest, read_manifest
@@ -125,8 +135,16 @@ class Store:
             found = (claims.read_record(self.fs, self._root, one) for one in claims.epochs_in(self.fs, self._root))
             return [one for one in found if one is not None]
 
-    def _require_own(self, claim: Claim) -> None:
-        claims.require_own(claim, self.current_epoch())
+    def require_own(self, claim: Claim) -> None:
+        """Raise Superseded, with what the newer claim says of itself, when ``claim`` does not own the run any more."""
+        try:
+            claims.require_own(claim, self.current_epoch())
+        except Superseded as error:
+            with suppress(OSError, StoreError):
+                newer = claims.read_record(self.fs, self._root, error.owner)
+                if newer is not None:
+                    error.machine, error.job = newer.machine, newer.job
+            raise
 
     # Reading
 
@@ -280,7 +298,7 @@ class Store:
         Cancelled, StoreUnavailable; then nothing was committed, and what was committed before stays.
         """
         with speaking("publishing to", self._root):
-            self._require_own(claim)
+            self.require_own(claim)
             job = plan(self.fs, self._root, snapshot, claim.epoch, metadata, self._clock())
             if already_there(self.fs, job.final):
                 acknowledge(self.fs, job)
@@ -297,9 +315,9 @@ class Store:
 
     def _write(self, claim: Claim, job: Plan, pace: Pace) -> None:
         try:
-            write_commit(self.fs, job, self._token(), pace, self._workers, lambda: self._require_own(claim))
+            write_commit(self.fs, job, self._token(), pace, self._workers, lambda: self.require_own(claim))
         except FileNotFoundError:
-            self._require_own(claim)  # a newer owner has swept the temporary name
+            self.require_own(claim)  # a newer owner has swept the temporary name
             raise
 
     def rooms(self) -> list[Room]:
@@ -317,7 +335,7 @@ class Store:
 
     def _free(self, claim: Claim, retention: Retention | None) -> bool:
         """Remove what a killed publisher left and what the retention does not keep; whether there was anything."""
-        self._require_own(claim)
+        self.require_own(claim)
         swept = sweep_commits(self.fs, self._root, claim.epoch)
         pruned = self.prune(claim, retention) if retention is not None else []
         return bool(swept or pruned)
@@ -330,7 +348,7 @@ class Store:
 
         def may_go_on() -> None:
             if claim is not None:
-                self._require_own(claim)
+                self.require_own(claim)
 
         with speaking("pruning", self._root):
             may_go_on()
@@ -339,7 +357,7 @@ class Store:
     def sweep(self, claim: Claim) -> list[str]:
         """Remove temporary names of epochs up to this one and all but the newest claims; their paths."""
         with speaking("sweeping", self._root):
-            self._require_own(claim)
+            self.require_own(claim)
             return sweep_leftovers(self.fs, self._root, claim.epoch)
 
 

@@ -198,6 +198,22 @@ def test_a_superseded_attempt_stops_and_does_not_fail_the_node(tmp_path: Path) -
     assert "epoch 2" in older.handover()["reason"]
 
 
+@pytest.mark.parametrize(("newer_job", "code"), [("12", 0), ("14", 78)])
+def test_only_a_superseded_attempt_of_another_job_ends_its_workflow(tmp_path: Path, newer_job: str, code: int) -> None:
+    """The same job, lost and started elsewhere, is no failure; another workflow of the same run must not be fought for ever."""
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01",), save_interval=20)
+    for number in ("12", newer_job):
+        (tmp_path / f"job-{number}.ad").write_text(f"ClusterId = {number}\nProcId = 0\n")
+    with run.attempt(environment={"_CONDOR_JOB_AD": str(tmp_path / "job-12.ad")}) as older:
+        older.saw("published step")
+        with run.attempt(environment={"_CONDOR_JOB_AD": str(tmp_path / f"job-{newer_job}.ad")}) as newer:
+            newer.saw("training from")
+            assert older.end() == code
+    handover = older.handover()
+    assert handover["state"] == "superseded"
+    assert ("another workflow runs this run: job 14.0 on" in handover["reason"]) is (code == 78)
+
+
 def test_a_changed_configuration_is_refused_field_by_field(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=20)
     with run.attempt() as attempt:
