@@ -46,7 +46,7 @@ def test_full_fine_tuning_fits_on_h100_and_h200(name: str, tmp_path: Path) -> No
     (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", name))
     asked = ask(tmp_path / "run.toml")
     ask_for = asked.spec.resources
-    assert (ask_for.gpu_memory_mb, ask_for.gpu_capability, asked.plan.queue_class) == (81_920, 9.0, "long")
+    assert (ask_for.gpu_memory_mb, ask_for.gpu_capability, asked.plan.queue_class) == (80_000, 9.0, "long")
     assert ask_for.memory_mb is not None and ask_for.memory_mb >= 200 * 1024
     assert {gpu.name for gpu in asked.plan.gpus} == {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
 
