@@ -310,6 +310,9 @@ class Segment:
         self._book(training)
         self.publisher.look(thoroughly=True)
         self.loop.run_until(lambda: self.publisher.linked or attempt.leave_now)
+        end = self._never_found(training)
+        if end is not None:
+            return end
         if self._has_crashed(training):
             end = self._crashed(training, hang)
             if end is None and not attempt.leaving:
@@ -326,6 +329,19 @@ class Segment:
         if training.stop_asked is not None:
             return self._time_used("its time is used")
         return self._go_on_if_worthwhile()
+
+    def _never_found(self, training: Training) -> End | None:
+        """The end of a run whose trainer saves, but nothing that is known as a finished checkpoint; no restart would change that."""
+        from agent import verdict
+
+        attempt, publisher = self.attempt, self.publisher
+        assert training.ended is not None
+        planned = training.ended.exit_code == 0 or self.stopping.out_of_time
+        if not planned or attempt.superseded or attempt.leaving or not publisher.idle:
+            return None
+        if max(publisher.finished_step, publisher.committed_step) > attempt.restored_step:
+            return None
+        return verdict.never_found(attempt, training, self.recipe.checkpoint_root(training.start))
 
     def _has_crashed(self, training: Training) -> bool:
         """Whether the trainer's end was none that was planned or asked for."""

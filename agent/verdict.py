@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
@@ -23,6 +24,7 @@ _ELSEWHERE = (
 )
 """What a disk, a mount or a transfer did; an OSError of any kind has that name (errand.py)."""
 _HOPELESS = 2.0
+_MOST_NAMES = 8
 
 
 def complete(step: int, steps: int) -> End:
@@ -87,6 +89,43 @@ def no_room_for_a_step(attempt: Attempt) -> End:
         reason = f"claim, restore and inputs took {spent:.0f} of {attempt.limit_s:.0f} s: staging is slow here"
         return End("temporary", exit_codes.TEMPORARY, reason)
     return _fruitless(attempt, too_short(attempt))
+
+
+def never_found(attempt: Attempt, training: Training, root: Path) -> End | None:
+    """With nothing finished below ``root``: an End when the trainer must have saved all the same, so that no retry would find anything.
+
+    It must have when it ended as it was told to, or well when it made more steps than lie between two saves. At a limit two such
+    intervals are needed, because the first save may be under way.
+    """
+    start, ended = training.start, training.ended
+    made = training.step - start.resume_step
+    if ended is None or made <= 0 or start.resume_step != attempt.restored_step:
+        return None
+    interval = start.save_interval or attempt.job.save_interval or made
+    if ended.exit_code == 0 and not training.stopped_by_agent:
+        must = training.step >= start.last_step or training.stop_asked is not None or made > interval
+    else:
+        must = made >= 2 * interval
+    if not must:
+        return None
+    return End(
+        "failed",
+        exit_codes.PERMANENT,
+        f"no finished checkpoint in {root} after {made} steps; there {_lying(root)}: let the trainer save there, in the form that the recipe "
+        f"{attempt.job.recipe} knows, or say in [trainer.options] of run.toml where and how it saves (docs/recipes.md)",
+    )
+
+
+def _lying(root: Path) -> str:
+    """What is in a directory, for a sentence."""
+    try:
+        names = sorted((path.name for path in root.iterdir()), key=lambda name: (len(name), name))
+    except OSError:
+        names = []
+    if not names:
+        return "is nothing"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"are: {', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason: str) -> End:

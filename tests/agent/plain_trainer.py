@@ -2,7 +2,8 @@
 
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
-no other end than the run's), beyond (goes on to that step, whatever the run's is).
+no other end than the run's), prefix (of its
+checkpoints' names), beyond (goes on to that step, whatever the run's is).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def save(step: int, state: str) -> None:
     (making / "state.json").write_text(json.dumps({"step": step, "state": state}))
     (making / "empty").mkdir()
     time.sleep(number("save_s"))
-    making.rename(ROOT / str(step))
+    making.rename(ROOT / f"{OPTIONS.get('prefix', '')}{step}")
 
 
 def start_workers(count: int) -> list[int]:

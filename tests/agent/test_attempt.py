@@ -262,6 +262,28 @@ def test_segments_that_can_never_save_end_with_the_second_attempt(tmp_path: Path
     assert "no checkpoint came out of this segment (0 steps were made)" in attempt.handover()["reason"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "steps", "how"),
+    [
+        ("by-last-step", 30, "a clean end"),
+        ("plain", 100_000, "a stop that was asked for"),
+        ("by-itself", 100_000, "the limit"),
+    ],
+)
+def test_checkpoints_that_are_never_found_end_the_first_attempt_and_are_named(
+    tmp_path: Path, recipe: str, steps: int, how: str
+) -> None:
+    run = Run(
+        tmp_path, steps=steps, recipe=recipe, save_interval=10, args=("step_s=0.01", "prefix=model-"), limit_s=4.0
+    )
+    with run.attempt() as attempt:
+        assert attempt.end() == 78, f"{how}: {attempt.log()}"
+    handover = attempt.handover()
+    assert handover["starts"] == 1
+    assert f"no finished checkpoint in {attempt.scratch / 'checkpoints'}" in handover["reason"]
+    assert "model-10, model-20, model-30" in handover["reason"]
+
+
 def test_a_save_that_is_far_too_long_is_final_at_once(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=1000, args=("step_s=0.01", "save_s=600"), limit_s=3.0, save_interval=10)
     run.job = replace(run.job, pace=replace(run.job.pace, save_s=30.0))
