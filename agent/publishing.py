@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Publisher:
         self._retry_at = 0.0
         self._number = 0
         self._failed_snapshots = 0
+        self._retaken = -1
         self.finished_step = 0
         """Step of the newest finished checkpoint known, published or not."""
         self.finished_at: float | None = None
@@ -144,17 +145,18 @@ class Publisher:
             self._snapshotting = None
             if outcome.ok:
                 self._failed_snapshots = 0
-                if self._start is not None and self.finished_step > self._start.resume_step:
+                if self._start is not None and finished.step > self.finished_step > self._start.resume_step:
                     self.spacing = finished.step - self.finished_step
                 self.finished_step = finished.step
                 self.finished_at = time.time()
                 self._add(waiting)
             else:
                 self._failed_snapshots += 1
-                if self._failed_snapshots >= 3:
+                if self._failed_snapshots >= 3 or self._retaken == finished.step:
                     self.finished_step = finished.step
                     self._failed_snapshots = 0
-                    self._on_trouble(outcome)
+                    # Scratch is full, not staging: another machine may have more.
+                    self._on_trouble(replace(outcome, error="OSError") if outcome.error == "NoRoom" else outcome)
             self.look(thoroughly=True)
 
         self._snapshotting = Errand(self._loop, work, done, silent_s=self._silent_s, low_priority=False)
@@ -198,8 +200,18 @@ class Publisher:
             self._on_trouble(outcome)
         else:
             discard(current.snapshot)
-            self._on_trouble(outcome)
+            if not self._taken_anew(outcome, current.finished):
+                self._on_trouble(outcome)
         self.go_on()
+
+    def _taken_anew(self, outcome: Outcome, finished: Finished) -> bool:
+        """A checkpoint that changed under its snapshot gets a second one, unless a newer checkpoint is finished already."""
+        newest = finished.step == self.finished_step and self._snapshotting is None and not self.halted
+        if outcome.error != "CheckpointChanged" or not newest or self._retaken == finished.step:
+            return False
+        self._retaken = finished.step
+        self._snapshot(finished)
+        return True
 
     def _again(self, current: Waiting) -> None:
         """Try later; a newer one that waits takes its place."""

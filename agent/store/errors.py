@@ -88,7 +88,15 @@ class NewerFormat(StoreError):
 
 
 class BadCheckpoint(StoreError):
-    """What the trainer wrote cannot become a commit: it vanished, changed while read, or has members that a restore would refuse."""
+    """What the trainer wrote cannot become a commit: it is empty, or has members that a restore would refuse or nobody can read."""
+
+
+class CheckpointChanged(BadCheckpoint):
+    """It vanished or changed while it was read: was it still being written, or deleted already? Another look may find it whole."""
+
+
+class SnapshotUnreadable(StoreError):
+    """The scratch disk failed while a snapshot was read: nothing is wrong with the checkpoint or with staging."""
 
 
 class Cancelled(StoreError):

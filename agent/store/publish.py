@@ -5,6 +5,7 @@ Each step of the write order of docs/format.md is one function here, so that the
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,14 @@ from pathlib import Path
 from agent.store import names
 from agent.store.archive import Layout
 from agent.store.copying import EMPTY, Pace, each, hash_through
-from agent.store.errors import BadArchive, BadCheckpoint, ReadFailed
+from agent.store.errors import (
+    BadArchive,
+    BadCheckpoint,
+    CheckpointChanged,
+    ReadFailed,
+    SnapshotUnreadable,
+    StoreError,
+)
 from agent.store.fs import FileSystem, write_all
 from agent.store.manifest import LARGEST_MANIFEST, Manifest, read_manifest
 from agent.store.names import Commit
@@ -59,7 +67,7 @@ def plan(fs: FileSystem, root: str, source: Path, epoch: int, metadata: Metadata
     try:
         found = sorted(fs.names(str(source)))
     except FileNotFoundError as error:
-        raise BadCheckpoint(f"{source}: there is no snapshot to publish") from error
+        raise CheckpointChanged(f"{source}: there is no snapshot to publish") from error
     if not found:
         raise BadCheckpoint(f"{source}: the snapshot is empty; an empty checkpoint is not published")
     entries = scan(fs, source, found)
@@ -159,17 +167,17 @@ def write_archive(fs: FileSystem, fd: int, job: Plan, pace: Pace, workers: int) 
         try:
             source = fs.open(path)
         except FileNotFoundError as error:
-            raise BadCheckpoint(f"{path}: it vanished while it was published") from error
+            raise CheckpointChanged(f"{path}: it vanished while it was published") from error
         except OSError as error:
-            raise BadCheckpoint(f"{path}: it cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         try:
             before = fs.stat_open(source)
             done, digests[number] = hash_through(fs, source, 0, size, buffer, pace, fd, offset, write_early=True)
             after = fs.stat_open(source)
             if done != size or (after.size, after.modified) != (size, before.modified):
-                raise BadCheckpoint(f"{path}: it changed while it was published; was it still being written?")
+                raise CheckpointChanged(f"{path}: it changed while it was published; was it still being written?")
         except ReadFailed as error:
-            raise BadCheckpoint(f"{path}: it cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         finally:
             fs.close(source)
 
@@ -178,6 +186,12 @@ def write_archive(fs: FileSystem, fd: int, job: Plan, pace: Pace, workers: int) 
     for offset, data in job.layout.fixed:
         write_all(fs, fd, data, offset)
     write_all(fs, fd, job.manifest.with_digests(digests).encode(), job.layout.manifest_offset)
+
+
+def unreadable(path: str, error: OSError) -> StoreError:
+    """A member that its mode forbids is the checkpoint's fault, anything else the disk's."""
+    kind = BadCheckpoint if error.errno in (errno.EACCES, errno.EPERM) else SnapshotUnreadable
+    return kind(f"{path}: it cannot be read: {error.strerror}")
 
 
 def as_commit(fs: FileSystem, job: Plan) -> Commit:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.store.archive import Entry
-from agent.store.errors import BadCheckpoint, speaking
+from agent.store.errors import BadCheckpoint, CheckpointChanged, speaking
 from agent.store.fs import FileSystem, PosixFileSystem, remove_tree, write_all
 from agent.store.manifest import unsafe
 
@@ -31,7 +31,7 @@ def as_name(text: str) -> str:
 def scan(fs: FileSystem, root: Path, paths: Sequence[str]) -> tuple[Entry, ...]:
     """All that lies under ``paths`` (relative to ``root``), with the directories above them, sorted by path.
 
-    Raises BadCheckpoint for what a restore would refuse: devices, sockets, pipes, links that lead out, a missing path.
+    Raises BadCheckpoint for what a restore would refuse: devices, sockets, pipes, links that lead out; CheckpointChanged for a missing path.
     """
     found: dict[str, Entry] = {}
     top = str(root)
@@ -45,7 +45,9 @@ def scan(fs: FileSystem, root: Path, paths: Sequence[str]) -> tuple[Entry, ...]:
             for entry in _walk(fs, top, clean):
                 found[entry.path] = entry
     except FileNotFoundError as error:
-        raise BadCheckpoint(f"{error.filename or top}: it vanished before it was published; was it deleted?") from error
+        raise CheckpointChanged(
+            f"{error.filename or top}: it vanished before it was published; was it deleted?"
+        ) from error
     entries = tuple(sorted(found.values(), key=lambda entry: entry.path.split("/")))
     problems = unsafe(entries)
     if problems:
@@ -85,7 +87,7 @@ def _entry(fs: FileSystem, top: str, path: str) -> Entry:
 def snapshot(root: Path, paths: Sequence[str], destination: Path, fs: FileSystem | None = None) -> None:
     """Hard-link ``paths`` of ``root`` into the new directory ``destination``; copies where links are impossible.
 
-    Raises BadCheckpoint when something vanishes meanwhile (nothing is left behind), StoreError on a failing disk.
+    Raises CheckpointChanged when something vanishes meanwhile (nothing is left behind), StoreError on a failing disk.
     """
     fs = fs or PosixFileSystem()
     target = str(destination)
@@ -100,7 +102,7 @@ def snapshot(root: Path, paths: Sequence[str], destination: Path, fs: FileSystem
                     fs.chmod(f"{target}/{as_name(entry.path)}", entry.mode)
         except FileNotFoundError as error:
             remove_tree(fs, target)
-            raise BadCheckpoint(f"{root}: it vanished while the snapshot was made; was it deleted?") from error
+            raise CheckpointChanged(f"{root}: it vanished while the snapshot was made; was it deleted?") from error
         except BaseException:
             remove_tree(fs, target)
             raise

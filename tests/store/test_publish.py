@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.store import BadCheckpoint, Budget, Cancelled, Claim, Claimant, Metadata, NoRoom, Retention, Store
+from agent.store.errors import CheckpointChanged, SnapshotUnreadable
 from agent.store.fs import PosixFileSystem
 from tests.store.trees import make_checkpoint
 
@@ -185,7 +186,7 @@ def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_no_commit(store: 
         with weights.open("r+b") as file:
             file.write(b"new")
 
-    with pytest.raises(BadCheckpoint, match="changed while it was published"):
+    with pytest.raises(CheckpointChanged, match="changed while it was published"):
         store.publish(claim, source, Metadata(10, "10"), progress=rewrite)
     assert listing(store) == []
 
@@ -201,6 +202,30 @@ def test_a_source_that_cannot_be_opened_is_not_blamed_on_staging(store: Store, t
     source = make_checkpoint(tmp_path / "source", 10)
     with pytest.raises(BadCheckpoint, match=r"0\.bin: it cannot be read: Permission denied"):
         Store(store.root, fs=Closed()).publish(claim, source, Metadata(10, "10"))
+
+
+@pytest.mark.parametrize("call", ["open", "read_into"])
+def test_a_scratch_disk_that_fails_is_not_blamed_on_the_checkpoint(store: Store, tmp_path: Path, call: str) -> None:
+    class Failing(PosixFileSystem):
+        weights = -1
+
+        def open(self, path: str) -> int:
+            if call == "open" and path.endswith("0.bin"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            fd = super().open(path)
+            self.weights = fd if path.endswith("0.bin") else self.weights
+            return fd
+
+        def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+            if fd == self.weights:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read_into(fd, buffer, offset)
+
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10)
+    with pytest.raises(SnapshotUnreadable, match=r"0\.bin: it cannot be read: Input/output error"):
+        Store(store.root, fs=Failing()).publish(claim, source, Metadata(10, "10"))
+    assert listing(store) == []
 
 
 def test_a_run_that_comes_back_after_staging_was_away_takes_the_next_publish(store: Store, tmp_path: Path) -> None:
