@@ -32,6 +32,34 @@ def check_python(word: str) -> None:
     )
 
 
+def check_program(word: str, directory: Path, path: str | None) -> None:
+    """SegueError unless this user can run a program that is started in ``directory`` with this PATH (None: the job's)."""
+    if os.sep in word:
+        program = directory / word
+    else:
+        found = shutil.which(word, path=path)
+        if found is None:
+            where = "the PATH of run.toml's trainer.env" if path is not None else "this job's PATH"
+            raise SegueError(
+                f"{word}: no such program in {where}; name one of the image in run.toml's trainer.python, or one of the "
+                f"code that travels by its path (./{word})"
+            )
+        program = Path(found)
+    if program.is_file() and os.access(program, os.X_OK):
+        return
+    if not os.path.lexists(program):
+        raise SegueError(
+            f"{program}: no such file; run.toml's trainer.python names it (a relative path begins where the code lies)"
+        )
+    if program.is_file() and os.access(program, os.R_OK):
+        raise SegueError(
+            f"{program}: is no program: make it executable (chmod +x), or name its interpreter in trainer.python"
+        )
+    raise SegueError(
+        f"{program}: user {os.getuid()} cannot run this program ({_blocked(str(program))}): jobs are not root (docs/images.md)"
+    )
+
+
 def _blocked(path: str) -> str:
     """Where on the way to a program this user is stopped."""
     real = os.path.realpath(path)

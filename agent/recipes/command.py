@@ -201,7 +201,8 @@ class Command(Recipe):
     def prepare(self, start: Start) -> None:
         """Remove what `clean` names (leftovers of a killed start)."""
         options = shape(start.job)
-        checks.check_python(self.fill(start.job.python, self.values(start)))
+        program = self.fill(start.job.python, self.values(start))
+        checks.check_program(program, self.working_directory(start), start.job.env.get("PATH"))
         root = self.checkpoint_root(start)
         for pattern in options.clean:
             for path in list(root.glob(pattern)):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from agent.errors import BadInput
+from agent.errors import BadInput, SegueError
 from agent.recipes.base import Progress, Start
 from agent.recipes.command import Command
-from tests.agent.recipes.starts import CODE, saved, start_of, steps
+from tests.agent.recipes.starts import CODE, python_at, saved, start_of, steps
 
 
 @pytest.fixture
@@ -112,6 +112,27 @@ def test_wrong_option_is_named(scratch: Path, options: dict[str, Any], message: 
 def test_program_that_is_not_there_is_named(scratch: Path) -> None:
     with pytest.raises(Exception, match=r"no such (program|file)"):
         Command().prepare(start(scratch, python=str(scratch / "nothing")))
+
+
+def test_a_program_of_the_code_that_travels_is_found_where_it_runs(scratch: Path) -> None:
+    job = start(scratch, python="./train.sh", code=CODE)
+    (scratch / "code").mkdir()
+    with pytest.raises(SegueError, match=r"code/train\.sh: no such file"):
+        Command().prepare(job)
+    program = Path(python_at(scratch / "code/train.sh"))
+    Command().prepare(job)
+    program.chmod(0o644)
+    with pytest.raises(SegueError, match=r"code/train\.sh: is no program: make it executable \(chmod \+x\)"):
+        Command().prepare(job)
+
+
+def test_a_program_is_looked_for_in_the_path_that_the_trainer_will_have(scratch: Path) -> None:
+    python_at(scratch / "tools/trainer-of-mine")
+    Command().prepare(start(scratch, python="trainer-of-mine", env={"PATH": str(scratch / "tools")}))
+    with pytest.raises(SegueError, match=r"no such program in this job's PATH"):
+        Command().prepare(start(scratch, python="trainer-of-mine"))
+    with pytest.raises(SegueError, match=r"no such program in the PATH of run\.toml's trainer\.env"):
+        Command().prepare(start(scratch, python="python3", env={"PATH": str(scratch)}))
 
 
 @pytest.mark.parametrize(
