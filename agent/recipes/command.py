@@ -140,6 +140,11 @@ class Command(Recipe):
     def configure(self, job: JobConfig) -> None:
         """What this program can be told is in its options."""
         found = shape(job)
+        if job.code is not None and Path(job.code.target).is_relative_to(found.checkpoints):
+            raise BadInput(
+                f"{_SAY}.checkpoints: {found.checkpoints!r} holds the code, and it is emptied before a checkpoint is restored; "
+                f"name a directory of its own (checkpoints, {job.code.target}/checkpoints)"
+            )
         for word in (job.python, *job.args, *found.first, *found.resume):
             self.fill(word, dict.fromkeys(FIELDS, ""))
         self._line = found.progress

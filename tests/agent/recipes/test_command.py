@@ -114,6 +114,14 @@ def test_program_that_is_not_there_is_named(scratch: Path) -> None:
         Command().prepare(start(scratch, python=str(scratch / "nothing")))
 
 
+@pytest.mark.parametrize("directory", ["code", "./code", "."])
+def test_a_directory_of_checkpoints_that_holds_the_code_is_refused(scratch: Path, directory: str) -> None:
+    """It is emptied before a restore."""
+    with pytest.raises(BadInput, match=r"trainer\.options\.checkpoints: .* holds the code"):
+        Command().configure(start(scratch, {"checkpoints": directory}, code=CODE).job)
+    Command().configure(start(scratch, {"checkpoints": "code/outputs"}, code=CODE).job)
+
+
 def test_a_program_of_the_code_that_travels_is_found_where_it_runs(scratch: Path) -> None:
     job = start(scratch, python="./train.sh", code=CODE)
     (scratch / "code").mkdir()
