@@ -25,7 +25,8 @@ def test_segments_after_the_end_are_skipped_without_a_job(pool: EmbeddedPool, wo
     run = Generated(
         pool,
         workdir,
-        steps=26 * needed,
+        steps=steps,
+        limit_s=8.0,
         queue_class="tiny",
         segments=f"count = {needed}\nreserve = {SEGMENTS - needed}",
     )
