@@ -6,6 +6,7 @@ A staging that is away for a minute meets all jobs that begin in it, and their r
 from __future__ import annotations
 
 import errno
+import time
 from typing import Any
 
 from agent.attempt import Attempt
@@ -14,6 +15,8 @@ from agent.recipes.base import Recipe, Start
 from agent.staging import Staging
 
 _SILENT_S = 300.0
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 15.0
 _LONGEST_PATIENCE_S = 300.0
 _SHORTEST_PATIENCE_S = 5.0
 _PATIENCE_SHARE = 0.02
@@ -48,15 +51,22 @@ def first_start(attempt: Attempt) -> Start:
 
 
 class OpeningErrand:
-    """Begun by its construction; ``outcome`` is set when it is over."""
+    """Begun by its construction, and begun again by ``wait`` when staging is out of reach."""
 
     def __init__(self, attempt: Attempt, recipe: Recipe, staging: Staging) -> None:
         self._attempt = attempt
-        self.outcome: Outcome | None = None
-        start = first_start(attempt)
+        self._recipe = recipe
+        self._staging = staging
+        self._outcome: Outcome | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._outcome = None
+        recipe, staging = self._recipe, self._staging
+        start = first_start(self._attempt)
         root = recipe.checkpoint_root(start)
         Errand(
-            attempt.loop,
+            self._attempt.loop,
             lambda report: staging.open(root, report, lambda: recipe.finished(start)),
             self._over,
             report=self.told,
@@ -65,7 +75,23 @@ class OpeningErrand:
         )
 
     def _over(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+        self._outcome = outcome
+
+    def wait(self) -> Outcome | None:
+        """What opening brought, in the end; None when a signal came first."""
+        attempt = self._attempt
+        until = min(time.time() + longest_wait_s(attempt.limit_s), attempt.deadline.usable)
+        pause = _FIRST_PAUSE_S
+        while True:
+            attempt.loop.run_until(lambda: self._outcome is not None or attempt.leaving)
+            outcome, left = self._outcome, until - time.time()
+            if attempt.leaving or outcome is None or left <= 0 or not may_pass(outcome):
+                return outcome
+            attempt.warn(f"{outcome.message}; it is tried again for up to {left:.0f} s", key="opening")
+            if attempt.loop.run_until(lambda: attempt.leaving, time.monotonic() + min(pause, left)):
+                return None
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            self._begin()
 
     def told(self, report: dict[str, Any]) -> None:
         """What such an errand reports on its way."""

@@ -16,7 +16,7 @@ from agent import exit_codes
 from agent.attempt import Attempt, End
 from agent.errand import Errand, Outcome, Work, running
 from agent.loop import Timer
-from agent.opening import OpeningErrand, first_start, longest_wait_s, may_pass
+from agent.opening import OpeningErrand, first_start
 from agent.pacing import cautious, from_carried, hopeful, last_step, save_interval
 from agent.processes import kill_below
 from agent.publishing import Publisher
@@ -35,8 +35,6 @@ _CALM_TICK_S = 1.0
 _CALM_LIMIT_S = 600.0
 _CALM_BEFORE_S = 60.0
 _SILENT_S = 300.0
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 15.0
 
 
 class Segment:
@@ -165,29 +163,10 @@ class Segment:
             return None
         return outcomes[0]
 
-    def _opened(self) -> Outcome | None:
-        """What opening brought, tried again for a while when staging is out of reach; None when a signal came first."""
-        attempt = self.attempt
-        until = min(time.time() + longest_wait_s(attempt.limit_s), attempt.deadline.usable)
-        pause = _FIRST_PAUSE_S
-        while True:
-            self.loop.run_until(lambda: self.opening.outcome is not None or attempt.leaving)
-            outcome = self.opening.outcome
-            if attempt.leaving or outcome is None or outcome.ok:
-                return outcome
-            left = until - time.time()
-            if left <= 0 or not may_pass(outcome):
-                return outcome
-            attempt.warn(f"{outcome.message}; it is tried again for up to {left:.0f} s", key="opening")
-            if self.loop.run_until(lambda: attempt.leaving, time.monotonic() + min(pause, left)):
-                return None
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-            self.opening = OpeningErrand(attempt, self.recipe, self.staging)
-
     def _open(self) -> End | None:
         """Claim, restore, unpack."""
         attempt = self.attempt
-        outcome = self._opened()
+        outcome = self.opening.wait()
         if outcome is None or not outcome.ok:
             from agent import verdict
 
