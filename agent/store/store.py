@@ -295,7 +295,7 @@ class Store:
         """Make everything in the directory ``snapshot`` a commit; when this returns, it is durable.
 
         With ``retention``, a commit that does not fit makes room by it first. Raises Superseded, NoRoom, BadCheckpoint,
-        Cancelled, StoreUnavailable; then nothing was committed, and what was committed before stays.
+        SnapshotUnreadable, Cancelled, StoreUnavailable; then nothing was committed, and what was committed before stays.
         """
         with speaking("publishing to", self._root):
             self.require_own(claim)
