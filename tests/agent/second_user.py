@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dagman.pool import EmbeddedPool
@@ -43,12 +44,13 @@ class SecondUser:
 def files_with(root: Path, needle: bytes, but: Path) -> list[str]:
     """Files below `root` that hold `needle`, `but` the one where it is kept."""
     found = []
-    for path in root.rglob("*"):
-        try:
-            if path.is_file() and not path.is_symlink() and path != but and needle in path.read_bytes():
-                found.append(str(path))
-        except OSError:
-            continue  # gone meanwhile
+    for directory, _, names in os.walk(root):  # which, unlike rglob, bears with a directory that goes meanwhile
+        for path in (Path(directory, name) for name in names):
+            try:
+                if path.is_file() and not path.is_symlink() and path != but and needle in path.read_bytes():
+                    found.append(str(path))
+            except OSError:
+                continue  # gone meanwhile
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.bundle import build_agent
 from agent.store import (
     BadCheckpoint,
     Cancelled,
@@ -265,8 +266,13 @@ def test_a_directory_without_permission_is_one_sentence(tmp_path: Path) -> None:
         f"Store(Path({str(store.root)!r})).claim(Claimant(), dict(recipe='reference'))"
     )
     drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    build_agent(tmp_path / "agent.pyz")  # the checkout may lie where only its owner can look
     done = subprocess.run(
-        [*drop, sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True
+        [*drop, sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "agent.pyz")},
+        capture_output=True,
+        text=True,
     )
     (store.root / "epochs").chmod(0o755)
     assert done.returncode == 1 and "StoreUnavailable" in done.stderr and "permission is denied" in done.stderr
