@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
+from agent.doubts import doubt
 from agent.errand import Errand, Outcome, Work, running
 from agent.loop import Timer
 from agent.opening import OpeningErrand, first_start
@@ -268,6 +269,7 @@ class Segment:
         if self.publisher.finished_step != before:
             hang.sign(training)
         self.stopping.look(training)
+        doubt(attempt, self.recipe, self.publisher, training)
         hang.look(training, attempt)
 
     def _stepped(self, step: int, loss: float | None) -> None:

@@ -88,6 +88,8 @@ class Training:
         self.last_sign = time.monotonic()
         self.step = start.resume_step
         self.loss: float | None = None
+        self.behind: int | None = None
+        """A first step that this start reported although it was to resume from a later one."""
         self.ended: Ended | None = None
         self.ended_at: float | None = None
         self.stop_asked: int | None = None
@@ -123,6 +125,8 @@ class Training:
         if loss is not None:
             self.loss = loss
         now = min(at or time.time(), time.time())
+        if self.clock.first is None and step < self.start.resume_step - 1:
+            self.behind = step
         if step <= self.step or not self.clock.report(now, step):
             return
         self._log.calm(now)

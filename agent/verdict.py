@@ -57,7 +57,11 @@ def cannot_open(outcome: Outcome) -> End:
 def left(attempt: Attempt, committed: int) -> End:
     """A signal ended the attempt."""
     how = "told twice to leave" if attempt.leave_now else "told to leave (evicted, held or removed)"
-    return End("temporary", exit_codes.TEMPORARY, f"{how}; step {committed} is published")
+    return End(
+        "temporary",
+        exit_codes.TEMPORARY,
+        f"{how}; {f'step {committed} is published' if committed else 'nothing is published yet'}",
+    )
 
 
 def too_short(attempt: Attempt) -> str:
@@ -111,12 +115,12 @@ def never_found(attempt: Attempt, training: Training, root: Path) -> End | None:
     return End(
         "failed",
         exit_codes.PERMANENT,
-        f"no finished checkpoint in {root} after {made} steps; there {_lying(root)}: let the trainer save there, in the form that the recipe "
+        f"no finished checkpoint in {root} after {made} steps; there {lying(root)}: let the trainer save there, in the form that the recipe "
         f"{attempt.job.recipe} knows, or say in [trainer.options] of run.toml where and how it saves (docs/recipes.md)",
     )
 
 
-def _lying(root: Path) -> str:
+def lying(root: Path) -> str:
     """What is in a directory, for a sentence."""
     try:
         names = sorted((path.name for path in root.iterdir()), key=lambda name: (len(name), name))

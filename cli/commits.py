@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def _open(run: str) -> tuple[str, Store, JobConfig | None]:
     """The run's name, its store and what the job was told (None for a store's own directory)."""
+    from agent.errors import SegueError
     from agent.store import Budget, Store
     from dagman.quotas import asked
 
@@ -27,6 +28,10 @@ def _open(run: str) -> tuple[str, Store, JobConfig | None]:
 
     place = find_run(run)
     job = place.job
+    if job.staging and not Path(job.staging).is_dir():
+        raise SegueError(
+            f"staging {job.staging} is not mounted here: ask where it is, on an access point or on the transfer host"
+        )
     store = Store(place.store, budget=Budget(job.budget.bytes, job.budget.items))
     return job.run, store, job
 

@@ -79,4 +79,5 @@ def command(run: Path, to: Path, step: str, mounted: bool, as_json: bool) -> Non
     }[found.action]
     click.echo(f"{found.target}")
     click.echo(f"step {found.step} of {where.spec.steps}, {size(found.bytes)} ({found.archive}): {how}", err=True)
-    click.echo(f"next: segue serve {run}", err=True)
+    if where.spec.trainer.recipe != "command":
+        click.echo(f"next: segue serve {run} --dir {found.target}", err=True)

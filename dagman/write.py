@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from agent.errors import BadInput, SegueError
 from agent.pack import archive_name, write_archive
 from agent.store.names import parse_commit, readers_order
+from dagman.events import SUBMIT, read_events
 from dagman.workflow import Archive, File, Workflow
+
+_BEGINS_WITHIN_S = 60.0
 
 
 def _put(path: Path, data: bytes, mode: int) -> None:
@@ -24,23 +28,29 @@ def _put(path: Path, data: bytes, mode: int) -> None:
         raise
 
 
-def running_dagman(workflow: Path, dag: str) -> int | None:
-    """Process id of a live DAGMan on this workflow on this machine, None when there is none."""
-    try:
-        words = (workflow / f"{dag}.lock").read_text(errors="replace").split()
-    except OSError:
-        return None
-    for word in words:
-        if word.isdigit() and "condor_dagman" in _command(int(word)):
-            return int(word)
+def running_dagman(workflow: Path, dag: str) -> str | None:
+    """Who runs this workflow on this machine, as words: a live DAGMan's process, or its job that has not begun; None when nobody does.
+
+    DAGMan's arguments name the .dag file; its lock file holds a process id in HTCondor 23 and a cluster in 25.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            words = _command(int(entry.name))
+            if Path(words[0]).name == "condor_dagman" and str(workflow / dag) in words:
+                return f"condor_dagman, process {entry.name}"
+    own = read_events(workflow / f"{dag}.dagman.log")
+    newest = max((event.cluster for event in own), default=None)
+    kinds = {event.kind for event in own if event.cluster == newest}
+    if kinds == {SUBMIT} and time.time() - max(event.at for event in own) < _BEGINS_WITHIN_S:
+        return f"job {newest}.0, which begins"
     return None
 
 
-def _command(pid: int) -> str:
+def _command(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return ""
+        return [""]
 
 
 def write_workflow(workflow: Workflow) -> list[Path]:
@@ -48,10 +58,10 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     from agent.bundle import build_agent, build_jobs
 
     directory = workflow.directory
-    pid = running_dagman(directory, workflow.dag)
-    if pid is not None:
+    who = running_dagman(directory, workflow.dag)
+    if who is not None:
         raise BadInput(
-            f"{directory}: this workflow is running (condor_dagman, process {pid}); wait for it, or condor_rm its job, then generate again"
+            f"{directory}: this workflow is running ({who}); wait for it, or condor_rm its job, then generate again"
         )
     # An attempt to write that failed half-way has no job.json, but the placeholder's directory, which is made first.
     ours = (directory / "job.json").exists() or (directory / "placeholder").is_dir()

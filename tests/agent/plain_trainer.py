@@ -3,7 +3,7 @@
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
 no other end than the run's), prefix (of its
-checkpoints' names), beyond (goes on to that step, whatever the run's is).
+checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_workers(pids: list[int]) -> None:
 
 
 def train() -> None:
-    step = int(os.environ["SEGUE_RESUME_STEP"])
+    step = 0 if "forgetful" in OPTIONS else int(os.environ["SEGUE_RESUME_STEP"])
     last = int(OPTIONS.get("beyond") or os.environ["SEGUE_STEPS" if "every" in OPTIONS else "SEGUE_LAST_STEP"])
     interval = int(OPTIONS.get("every") or os.environ.get("SEGUE_SAVE_INTERVAL") or 10)
     state = json.loads((ROOT / str(step) / "state.json").read_text())["state"] if step else ""

@@ -186,9 +186,10 @@ class TestPreparing:
 
     def test_workflow_that_is_running(self, segue: Segue, run_toml: Path, command: str) -> None:
         assert segue("dag", run_toml).code == 0
-        dagman = subprocess.Popen(["bash", "-c", "exec -a condor_dagman sleep 60"])
+        dag = run_toml.parent / "run" / "run.dag"
+        sleeper = "import time; time.sleep(60)"
+        dagman = subprocess.Popen(["condor_dagman", "-c", sleeper, "-Dag", str(dag)], executable=sys.executable)
         try:
-            (run_toml.parent / "run" / "run.dag.lock").write_text(f"{dagman.pid}\n")
             while b"condor_dagman" not in Path(f"/proc/{dagman.pid}/cmdline").read_bytes():
                 pass
             found = segue(command, run_toml)

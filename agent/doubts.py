@@ -1,0 +1,31 @@
+"""Warnings while the trainer runs, of what a segment would otherwise show only at its end: no save is found, or it did not resume."""
+
+from __future__ import annotations
+
+from agent.attempt import Attempt
+from agent.publishing import Publisher
+from agent.recipes.base import Recipe
+from agent.training import Training
+
+_DUE = 3
+
+
+def doubt(attempt: Attempt, recipe: Recipe, publisher: Publisher, training: Training) -> None:
+    """Look once a tick; each warning is said once."""
+    start = training.start
+    made, interval = training.step - start.resume_step, start.save_interval
+    if interval and made >= _DUE * interval and publisher.finished_step <= start.resume_step:
+        from agent.verdict import lying
+
+        root = recipe.checkpoint_root(start)
+        attempt.warn(
+            f"{made} steps were made and one checkpoint is due every {interval}, but none was found in {root}; there {lying(root)}: what recipe "
+            f"{attempt.job.recipe} looks for is said in docs/recipes.md",
+            key="no checkpoint found",
+        )
+    if training.behind is not None:
+        attempt.warn(
+            f"the trainer reports step {training.behind} though it was to resume from step {start.resume_step}: if it began anew, its program does "
+            "not read where to resume (docs/recipes.md)",
+            key="not resumed",
+        )
