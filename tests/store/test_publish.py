@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,15 +125,16 @@ def test_an_interrupt_leaves_nothing_and_no_thread_that_goes_on_writing(store: S
     pressed: list[int] = []
 
     def interrupted(_bytes: int) -> None:
-        import _thread
-
         if not pressed:  # once: a second Ctrl-C may cut the cleaning up short
             pressed.append(1)
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        Store(store.root, fs=Watched()).publish(claim, source, Metadata(10, "10"), progress=interrupted)
-        time.sleep(1)  # where the signal is seen at the latest
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Store(store.root, fs=Watched()).publish(claim, source, Metadata(10, "10"), progress=interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not [one for one in threading.enumerate() if one.name == "segue-copy"]
     assert late == []
     assert listing(store) == []
