@@ -4,6 +4,7 @@ directory, a running one through condor_tail.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import shutil
@@ -20,6 +21,9 @@ from dagman.workflow import segment_name
 
 _KEPT = re.compile(r"(\d{6,})\.log\.gz")
 _PIECE = 1 << 16
+_LOOK = 1 << 16
+_LOOK_EVERY_S = 3.0
+_MARK = 64
 
 
 @dataclass(frozen=True)
@@ -147,16 +151,44 @@ def follow_running(place: RunPlace, attempt: int | None = None, segment: int | N
         raise SegueError(
             "condor_tail is not on PATH: follow a running attempt on the access point (or in `segue pool run -- …`)"
         )
-    process = subprocess.Popen([program, "-follow", running[-1].job], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    began = time.monotonic()
-    said = False
-    try:
-        while piece := process.stdout.readline():
-            said = True
-            yield piece.decode("utf-8", errors="replace")
-    finally:
-        process.terminate()
-        _, errors = process.communicate()
-    if not said and process.returncode not in (0, -15) and time.monotonic() - began < 60:
-        raise SegueError(f"condor_tail: {errors.decode(errors='replace').strip() or 'no output'}")
+    yield from _followed(program, running[-1].job)
+
+
+def _followed(program: str, job: str) -> Iterator[str]:
+    """What a job writes, by looking at the end of its output again and again: condor_tail's own -follow repeats blocks (seen in 25.14)."""
+    seen = b""
+    fails = 0
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while True:
+        done = subprocess.run([program, "-maxbytes", str(_LOOK), job], capture_output=True, check=False)
+        if done.returncode == 0:
+            fails = 0
+            new = fresh_part(seen, done.stdout)
+            seen = (seen + new)[-_LOOK:]
+            if new:
+                yield decoder.decode(new)
+        else:
+            # Once may be a starter that begins or a transfer; twice is the end of the attempt.
+            fails += 1
+            if fails > 1:
+                if not seen:
+                    raise SegueError(f"condor_tail: {done.stderr.decode(errors='replace').strip() or 'no output'}")
+                return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def fresh_part(seen: bytes, end: bytes) -> bytes:
+    """What ``end``, the last bytes of a growing file, has beyond ``seen``, the last bytes that were read before.
+
+    The longest overlap counts; without one, more was written in between than is looked at, and all of ``end`` is new.
+    """
+    if end.startswith(seen):
+        return end[len(seen) :]
+    mark = seen[-_MARK:]
+    place = end.rfind(mark)
+    while place >= 0:
+        until = place + len(mark)
+        if seen.endswith(end[:until]) or end[:until].endswith(seen):
+            return end[until:]
+        place = end.rfind(mark, 0, until - 1)
+    return end

@@ -10,7 +10,7 @@ import pytest
 
 from agent.config import JobConfig, dump
 from agent.errors import BadInput
-from dagman.logs import follow_running, list_logs, read_log
+from dagman.logs import follow_running, fresh_part, list_logs, read_log
 from dagman.runs import RunPlace, find_run
 from tests.dagman.eventlog import BEGAN, EventLog
 
@@ -124,3 +124,18 @@ def test_run_that_has_not_begun_is_told(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(dump(JobConfig("run", str(tmp_path / "staging"), 400, "command")))
     with pytest.raises(BadInput, match="nothing has run yet: segue status"):
         text(find_run(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("seen", "end", "new"),
+    [
+        (b"", b"step 1\n", b"step 1\n"),
+        (b"step 1\n", b"step 1\n", b""),
+        (b"step 1\n", b"step 1\nstep 2\n", b"step 2\n"),
+        (b"step 1\n" + b"." * 80 + b"\n", b"." * 80 + b"\nstep 3\n", b"step 3\n"),
+        (b"same\n" * 20, b"same\n" * 22, b"same\n" * 2),
+        (b"long ago\n", b"quite another\n", b"quite another\n"),
+    ],
+)
+def test_only_what_is_new_at_the_end_of_a_growing_output_is_shown(seen: bytes, end: bytes, new: bytes) -> None:
+    assert fresh_part(seen, end) == new
