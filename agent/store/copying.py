@@ -82,12 +82,13 @@ def hash_through(
     pace: Pace,
     target: int | None = None,
     target_offset: int = 0,
-    write_early: bool = False,
+    holes: bool = False,
 ) -> tuple[int, str]:
     """Read up to ``size`` bytes, write them to ``target`` if given, and return (bytes read, SHA-256 in hexadecimal).
 
-    Pieces that are all zero are not written: the target must be fresh, where a hole reads as zeros. ``write_early``: the target
-    will be synced, so the disk begins while the processor still hashes.
+    Pieces that are all zero are not written: the target must be fresh, where a hole reads as zeros; ``holes``: room was reserved
+    for them, and they give it back. The disk is told to begin while the processor still hashes: what waits in memory until a
+    sync, or until the kernel finds that too much waits, is written when nothing else goes on.
     """
     digest = hashlib.sha256()
     done = begun = 0
@@ -100,10 +101,13 @@ def hash_through(
             break
         piece = buffer[:count]
         digest.update(piece)
-        if target is not None and not _all_zero(piece):
-            write_all(fs, target, piece, target_offset + done)
+        if target is not None:
+            if not _all_zero(piece):
+                write_all(fs, target, piece, target_offset + done)
+            elif holes:
+                fs.make_hole(target, target_offset + done, count)
         done += count
-        if write_early and target is not None and done - begun >= EARLY:
+        if target is not None and done - begun >= EARLY:
             fs.start_writing(target, target_offset + begun, done - begun)
             begun = done
         pace.passed(count)

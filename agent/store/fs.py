@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 _FALLOCATE_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 
 _SYNC_FILE_RANGE_WRITE = 2
+_FALLOC_PUNCH_HOLE_KEEP_SIZE = 2 | 1
 
 
 class Stat(NamedTuple):
@@ -47,6 +48,7 @@ class FileSystem(Protocol):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int: ...
     def reserve(self, fd: int, size: int) -> bool: ...
     def start_writing(self, fd: int, offset: int, size: int) -> None: ...
+    def make_hole(self, fd: int, offset: int, size: int) -> None: ...
     def truncate(self, fd: int, size: int) -> None: ...
     def sync(self, fd: int) -> None: ...
     def sync_directory(self, path: str) -> None: ...
@@ -129,6 +131,15 @@ class PosixFileSystem:
             call = ctypes.CDLL(None).sync_file_range
             call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
             call(fd, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+    def make_hole(self, fd: int, offset: int, size: int) -> None:
+        """Give back room that was reserved and is not needed; what is there reads as zeros before and after. A hint, no promise."""
+        import ctypes
+
+        with suppress(AttributeError):
+            call = ctypes.CDLL(None).fallocate
+            call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+            call(fd, _FALLOC_PUNCH_HOLE_KEEP_SIZE, offset, size)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

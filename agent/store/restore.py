@@ -94,9 +94,11 @@ def _check_file(
     if into is not None:
         target = fs.create(f"{into}/{as_name(entry.path)}", 0o600)
     try:
-        if target is not None:
+        # Reserved, as in a publish: block by block the file system takes a third more of the processor, and "no room" comes late.
+        reserved = target is not None and fs.reserve(target, size)
+        if target is not None and not reserved:
             fs.truncate(target, size)
-        done, digest = hash_through(fs, fd, offset, size, buffer, pace, target)
+        done, digest = hash_through(fs, fd, offset, size, buffer, pace, target, holes=reserved)
     finally:
         if target is not None:
             fs.close(target)

@@ -292,6 +292,9 @@ class Client:
     def start_writing(self, fd: int, offset: int, size: int) -> None:
         """A hint, which promises nothing."""
 
+    def make_hole(self, fd: int, offset: int, size: int) -> None:
+        """A hint: zeros are there before and after."""
+
     def truncate(self, fd: int, size: int) -> None:
         self._resize(fd, size, "truncate")
 
