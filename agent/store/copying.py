@@ -83,12 +83,13 @@ def hash_through(
     target: int | None = None,
     target_offset: int = 0,
     holes: bool = False,
+    write_early: bool = False,
 ) -> tuple[int, str]:
     """Read up to ``size`` bytes, write them to ``target`` if given, and return (bytes read, SHA-256 in hexadecimal).
 
     Pieces that are all zero are not written: the target must be fresh, where a hole reads as zeros; ``holes``: room was reserved
-    for them, and they give it back. The disk is told to begin while the processor still hashes: what waits in memory until a
-    sync, or until the kernel finds that too much waits, is written when nothing else goes on.
+    for them, and they give it back. ``write_early``: the target will be synced, so the disk begins while the processor still
+    hashes; where no sync follows it only costs processor time.
     """
     digest = hashlib.sha256()
     done = begun = 0
@@ -107,7 +108,7 @@ def hash_through(
             elif holes:
                 fs.make_hole(target, target_offset + done, count)
         done += count
-        if target is not None and done - begun >= EARLY:
+        if write_early and target is not None and done - begun >= EARLY:
             fs.start_writing(target, target_offset + begun, done - begun)
             begun = done
         pace.passed(count)

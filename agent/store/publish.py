@@ -172,7 +172,7 @@ def write_archive(fs: FileSystem, fd: int, job: Plan, pace: Pace, workers: int) 
             raise unreadable(path, error) from error
         try:
             before = fs.stat_open(source)
-            done, digests[number] = hash_through(fs, source, 0, size, buffer, pace, fd, offset)
+            done, digests[number] = hash_through(fs, source, 0, size, buffer, pace, fd, offset, write_early=True)
             after = fs.stat_open(source)
             if done != size or (after.size, after.modified) != (size, before.modified):
                 raise CheckpointChanged(f"{path}: it changed while it was published; was it still being written?")
