@@ -9,7 +9,7 @@ from contextlib import suppress
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "ppc64le": 273}
 _PROCESS = 1
 _LOWEST_BEST_EFFORT = (2 << 13) | 7
-_NICENESS = 10
+_NICENESS = 15
 
 
 def lower_priority() -> None:
