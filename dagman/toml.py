@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Iterable
@@ -45,6 +46,23 @@ def _key(location: Iterable[str | int]) -> str:
     return text or "(the whole file)"
 
 
+def _unknown(key: str, table: str, known: dict[str, list[str]]) -> str:
+    """What is said of a key that ``table`` does not have: a slip of the pen, the right key in the wrong table, else what is allowed."""
+    allowed = known.get(table)
+    if not allowed:
+        return "unknown key"
+    close = difflib.get_close_matches(key.lower(), allowed, 1)
+    if close:
+        return f'unknown key; did you mean "{close[0]}"? Allowed here: {", ".join(allowed)}'
+    # TOML has no way back to the top once a table has begun: keys end up in the table above them.
+    places = [other for other, keys in known.items() if key in keys and other != table]
+    if "" in places:
+        return f"unknown key; {key} belongs to the top of the file, before the first [table]"
+    if places:
+        return f"unknown key; {key} belongs to {' or '.join(f'[{place}]' for place in places)}"
+    return f"unknown key; allowed here: {', '.join(allowed)}"
+
+
 def explain(error: ValidationError, where: str, known: dict[str, list[str]] | None = None) -> str:
     """One line for each finding, in the file's order; ``known``: allowed keys of each table, for unknown ones."""
     lines = []
@@ -52,8 +70,7 @@ def explain(error: ValidationError, where: str, known: dict[str, list[str]] | No
         key = _key(entry["loc"])
         if entry["type"] == "extra_forbidden":
             table = _key(entry["loc"][:-1]) if len(entry["loc"]) > 1 else ""
-            allowed = (known or {}).get(re.sub(r"\[\d+\]", "", table))
-            text = "unknown key" + (f"; allowed here: {', '.join(allowed)}" if allowed else "")
+            text = _unknown(str(entry["loc"][-1]), re.sub(r"\[\d+\]", "", table), known or {})
         elif entry["type"] == "missing":
             text = "is required"
         else:

@@ -85,7 +85,16 @@ def test_missing_file_is_named(segue: Segue, tmp_path: Path, command: str) -> No
     ("text", "said"),
     [
         ("name = ", "not TOML: "),
-        (RUN + "[trainers]\n", "trainers: unknown key; allowed here: name, site,"),
+        (RUN + "[trainers]\n", 'trainers: unknown key; did you mean "trainer"? Allowed here: name, site,'),
+        (RUN + "[frob]\n", "frob: unknown key; allowed here: name, site,"),
+        (
+            RUN + "[retention]\nevrey = 5",
+            'retention.evrey: unknown key; did you mean "every"? Allowed here: keep, every',
+        ),
+        (RUN + "[resources]\nGPUs = 1", 'resources.GPUs: unknown key; did you mean "gpus"?'),
+        (RUN + "site_file = 'x'", "trainer.site_file: unknown key; allowed here: recipe, python, args"),
+        (RUN + "code = 'x'", "trainer.code: unknown key; code belongs to the top of the file, before the first"),
+        (RUN.replace("steps", "keep = 2\nsteps"), "keep: unknown key; keep belongs to [retention]"),
         (RUN.replace("100", '"100"'), "steps: input should be a valid integer (found '100')"),
         (RUN + 'env = { WANDB_API_KEY = "x" }', "WANDB_API_KEY looks like a secret"),
         (RUN + '[container]\nimage = "a\\nqueue 5"', "container.image: must be one line"),

@@ -66,9 +66,9 @@ traget = "w"
     ]  # fmt: skip
     for said_of in (
         "trainer.epochs: unknown key; allowed here: recipe, python, args, env, options",
-        "segments.clas: unknown key; allowed here: class, count, reserve, save_interval, resumable",
-        "data.assets[0].traget: unknown key; allowed here: source, target, name",
-        "stagging: unknown key; allowed here: name, site, user, steps, staging,",
+        'segments.clas: unknown key; did you mean "class"? Allowed here: class, count, reserve, save_interval, resumable',
+        'data.assets[0].traget: unknown key; did you mean "target"? Allowed here: source, target, name',
+        'stagging: unknown key; did you mean "staging"? Allowed here: name, site, user, steps, staging,',
         "retention.keep: input should be greater than or equal to 2 (found 1)",
         "'reference', 'openpi', 'openpi-pytorch', 'lerobot' or 'command' (found 'pytorch')",
         "data.assets[0].target: is required",
@@ -86,7 +86,7 @@ traget = "w"
         (GOOD + "[trainer.options]\nsince = 2026-01-01", "trainer.options: since is a date or time; write it as a string"),
         (GOOD + "[trainer.options]\ndeep = { list = [1, inf] }", "deep.list[1] must be a finite number"),
         (GOOD + '[trainer.options]\nconfig = "a\\u0000b"', "config must not hold a NUL character"),
-        (GOOD + '[segments]\nqueue_class = "short"', "segments.queue_class: unknown key; allowed here: class,"),
+        (GOOD + '[segments]\nqueue_class = "short"', 'segments.queue_class: unknown key; did you mean "class"? Allowed here: class,'),
         (GOOD.replace('"reacher"', '"a..b"'), "name: must not end in .tar, .toml or .dag, nor hold two dots in a row"),
         (GOOD.replace('"reacher"', '"../up"'), "name: string should match pattern"),
         (GOOD.replace('"reacher"', '"x\\n"'), "name: string should match pattern"),
