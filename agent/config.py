@@ -119,6 +119,7 @@ class JobConfig:
     hang_min_s: float = 300.0
     carry: tuple[str, ...] = ()
     checkpoint_exit: bool = False
+    publish_bytes_per_s: float | None = None
     format: int = FORMAT
 
     @property

@@ -188,7 +188,8 @@ class Staging:
         metadata = Metadata(
             finished.step, finished.label, self.job.recipe, parent, pace=dict(pace), metrics=dict(metrics)
         )
-        commit = store.publish(owner, snapshot, metadata, retention=self._retention())
+        rate = self.job.publish_bytes_per_s
+        commit = store.publish(owner, snapshot, metadata, retention=self._retention(), bytes_per_second=rate)
         return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, owner)}
 
     def _retention(self) -> Retention:

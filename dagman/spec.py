@@ -230,6 +230,7 @@ class AgentTable(_Table):
     margin_s: float | None = Field(default=None, ge=0)
     carry: Annotated[tuple[Target, ...], Strict(False)] = ()
     checkpoint_exit: bool = False
+    publish_mb_per_s: float | None = Field(default=None, ge=50)
 
 
 class Spec(_Table):

@@ -158,6 +158,7 @@ def job_config(
         hang_min_s=spec.agent.hang_min_s,
         carry=spec.agent.carry,
         checkpoint_exit=spec.agent.checkpoint_exit,
+        publish_bytes_per_s=spec.agent.publish_mb_per_s * 1e6 if spec.agent.publish_mb_per_s else None,
     )
 
 

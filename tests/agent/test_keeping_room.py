@@ -83,6 +83,22 @@ def test_publish_and_restore_say_how_much_they_move(staging: Staging, tmp_path: 
     assert said[0]["size"] > 5000
 
 
+def test_a_publish_keeps_to_the_rate_of_the_run(
+    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three pieces of 1 MiB at 1 MB/s: nobody sleeps, the clock is moved by what would have been slept."""
+    slept: list[float] = []
+    monkeypatch.setattr("agent.store.copying.time.monotonic", lambda: sum(slept))
+    monkeypatch.setattr("agent.store.copying.time.sleep", slept.append)
+    limited = replace(staging, job=replace(staging.job, publish_bytes_per_s=1e6))
+    claim = limited.store().claim(Claimant("m", "1.1", 0), staging.job.fingerprint)
+    snapshot = tmp_path / "snapshot"
+    saved(snapshot, "10", ("weights",))
+    (snapshot / "10/weights").write_bytes(b"x" * (3 << 20))
+    limited.publish(vars(claim), Finished(10, "10", snapshot, ("10",)), snapshot, {}, None, {}, lambda said: None)
+    assert 3.0 < sum(slept) < 3.5
+
+
 def test_offline_wandb_files_of_all_attempts_stay_while_there_is_room(staging: Staging) -> None:
     roomy = bounded(staging, 200)  # five attempts' logs
     assert [attempt(roomy, epoch) for epoch in range(1, 10)] == [[]] * 9
