@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +70,7 @@ def commits(run: str, as_json: bool) -> None:
         click.echo(json.dumps(data))
         return
     out = console()
-    now = time.time()
+    now, typed = time.time(), shlex.quote(run)
     if found:
         lines = [
             [
@@ -86,11 +87,11 @@ def commits(run: str, as_json: bool) -> None:
     else:
         click.echo(f"{name} has no commits yet in {store.root}", err=True)
     for path in aside:
-        click.echo(f"set aside as bad: {path.name} (segue prune {run} --set-aside removes it)", err=True)
+        click.echo(f"set aside as bad: {path.name} (segue prune {typed} --set-aside removes it)", err=True)
     for room in rooms:
         click.echo(f"room: {_said(room)}", err=True)
     if found:
-        click.echo(f"next: segue verify {run}", err=True)
+        click.echo(f"next: segue verify {typed}", err=True)
 
 
 def _said(room: Room) -> str:
@@ -178,4 +179,4 @@ def prune(run: str, dry_run: bool, keep: int | None, set_aside: bool, as_json: b
         err=True,
     )
     if dry_run and (removed or aside):
-        click.echo(f"next: segue prune {run}{' --set-aside' if set_aside else ''}", err=True)
+        click.echo(f"next: segue prune {shlex.quote(run)}{' --set-aside' if set_aside else ''}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -22,7 +23,8 @@ import click
     help="Resume the run although this field of its configuration changed.",
 )
 def command(run_toml: Path, to: Path | None, dry_run: bool, accept_change: tuple[str, ...]) -> None:
-    """Write the DAGMan workflow of RUN_TOML; `condor_submit_dag` on the .dag file runs it."""
+    """Write the DAGMan workflow of RUN_TOML (or a directory with one); `condor_submit_dag` on the .dag file runs it."""
+    from dagman.foreseen import progress_of
     from dagman.prepare import ask, prepare
     from dagman.write import write_workflow
 
@@ -34,7 +36,11 @@ def command(run_toml: Path, to: Path | None, dry_run: bool, accept_change: tuple
         return
     write_workflow(workflow)
     click.echo(str(workflow.directory / workflow.dag))
+    note = progress_of(workflow)
+    if note is not None:
+        click.echo(f"{workflow.job.run}: {note}", err=True)
+    again = [str(run_toml), *(["--to", str(to)] if to else []), *(f"--accept-change={name}" for name in accept_change)]
     click.echo(
-        f"next: condor_submit_dag {workflow.directory / workflow.dag}   (or: segue submit {run_toml})",
+        f"next: condor_submit_dag {workflow.directory / workflow.dag}   (or: segue submit {shlex.join(again)})",
         err=True,
     )

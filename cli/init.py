@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -37,4 +38,4 @@ def command(directory: Path, site: str, preset: str | None, name: str | None) ->
     except OSError as error:
         raise SegueError(f"{target}: cannot be written: {error.strerror}") from error
     click.echo(str(target))
-    click.echo(f"next: edit it, then segue plan {target}", err=True)
+    click.echo(f"next: edit it, then segue plan {shlex.quote(str(target))}", err=True)

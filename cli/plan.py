@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -12,14 +13,16 @@ import click
 @click.argument("run_toml", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run_toml: Path, as_json: bool) -> None:
-    """Say how many segments RUN_TOML needs, in which class, on which GPUs."""
+    """Say how many segments RUN_TOML (or a directory with one) needs, in which class, on which GPUs."""
     from cli.output import console, duration, table
+    from dagman.foreseen import foresee_or_say
     from dagman.prepare import ask
     from dagman.presets import warnings
 
     asked = ask(run_toml)
     plan, spec, site = asked.plan, asked.spec, asked.site
-    notes = warnings(asked)
+    found, said = foresee_or_say(asked)
+    notes = [*warnings(asked), *said]
     if as_json:
         click.echo(
             json.dumps(
@@ -82,4 +85,10 @@ def command(run_toml: Path, as_json: bool) -> None:
         out.print(table(["GPUs that fit", "memory", "capability", "count"], rows))
     for note in notes:
         click.echo(f"segue: warning: {note}", err=True)
-    click.echo(f"next: segue submit {run_toml}   (or segue dag {run_toml} to look at the files first)", err=True)
+    run = shlex.quote(str(run_toml))
+    if found.reached is not None and found.reached >= spec.steps:
+        click.echo(f"next: segue pull {run}   (or raise `steps` and submit again)", err=True)
+    elif found.changed:
+        click.echo(f"next: segue submit {run} {found.flags}   (if the change is meant)", err=True)
+    else:
+        click.echo(f"next: segue submit {run}   (or segue dag {run} to look at the files first)", err=True)

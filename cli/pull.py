@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -80,4 +81,4 @@ def command(run: Path, to: Path, step: str, mounted: bool, as_json: bool) -> Non
     click.echo(f"{found.target}")
     click.echo(f"step {found.step} of {where.spec.steps}, {size(found.bytes)} ({found.archive}): {how}", err=True)
     if where.spec.trainer.recipe != "command":
-        click.echo(f"next: segue serve {run} --dir {found.target}", err=True)
+        click.echo(f"next: segue serve {shlex.quote(str(run))} --dir {shlex.quote(str(found.target))}", err=True)

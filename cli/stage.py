@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -96,7 +97,8 @@ def command(
         click.echo(
             f"{len(report.others)} other archives lie there ({size(total)}), of other runs or older contents", err=True
         )
+    typed = shlex.quote(str(run))
     if dry_run:
-        click.echo(f"next: segue stage {run}", err=True)
+        click.echo(f"next: segue stage {typed}", err=True)
     else:
-        click.echo(f"next: segue submit {run} on the access point, with {report.record.name} beside it", err=True)
+        click.echo(f"next: segue submit {typed} on the access point, with {report.record.name} beside it", err=True)

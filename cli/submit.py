@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -23,16 +24,20 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run_toml: Path, to: Path | None, accept_change: tuple[str, ...], as_json: bool) -> None:
-    """Write the workflow of RUN_TOML and submit it on this access point.
+    """Write the workflow of RUN_TOML (or a directory with one) and submit it on this access point.
 
     Submitting again after a failure or a removal goes on where the run was: staging alone says where.
     """
+    from dagman.foreseen import progress_of
     from dagman.prepare import ask, prepare
     from dagman.submission import submit_dag
     from dagman.write import write_workflow
 
     asked = ask(run_toml)
     workflow = prepare(asked, to, accept_change)
+    note = progress_of(workflow)
+    if note is not None and not as_json:
+        click.echo(f"{asked.spec.name}: {note}", err=True)
     write_workflow(workflow)
     cluster = submit_dag(workflow.directory / workflow.dag)
     if as_json:
@@ -43,6 +48,7 @@ def command(run_toml: Path, to: Path | None, accept_change: tuple[str, ...], as_
                     "directory": str(workflow.directory),
                     "dag": workflow.dag,
                     "cluster": cluster,
+                    "note": note,
                 }
             )
         )
@@ -50,4 +56,4 @@ def command(run_toml: Path, to: Path | None, accept_change: tuple[str, ...], as_
         click.echo(
             f"{asked.spec.name}: submitted as job {cluster}.0, {asked.plan.segments} segments of class {asked.plan.queue_class} at most"
         )
-        click.echo(f"next: segue status {run_toml}", err=True)
+        click.echo(f"next: segue status {shlex.quote(str(to or run_toml))}", err=True)

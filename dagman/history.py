@@ -59,7 +59,9 @@ class Observed:
     """All that this machine can see of a run.
 
     ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
-    submission holds for done. ``last_words``: the last line that each other node's job wrote to stderr.
+    ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
+    submission holds for done. ``last_words``: the last line that each other node's job wrote to stderr. ``submit``: the command that
+    submits the run again; ``result``: how to come by the result; ``asked_steps``: what run.toml says now.
     """
 
     run: str
@@ -74,6 +76,9 @@ class Observed:
     staging_visible: bool = True
     done: frozenset[str] = frozenset()
     last_words: Mapping[str, str] = field(default_factory=dict)
+    submit: str = "segue submit"
+    result: str = "bring the result here: segue pull"
+    asked_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class _Dag:
     reason: str | None = None
 
 
-def _dag_state(own: Sequence[Event]) -> _Dag:
+def dag_state(own: Sequence[Event]) -> _Dag:
     """From DAGMan's own job log: submissions are appended, or replace it (-f); the last one counts."""
     found, newest = _Dag(), None
     for event in own:
@@ -149,7 +154,7 @@ def _dag_state(own: Sequence[Event]) -> _Dag:
 def timeline(seen: Observed) -> History:
     """Put together what was observed."""
     jobs = jobs_of_nodes(seen.node_events)
-    dag = _dag_state(seen.dag_events)
+    dag = dag_state(seen.dag_events)
     skipped: dict[str, float] = {}
     for event in seen.skip_events:
         if event.kind == ev.PRESKIP and event.node is not None:
@@ -175,7 +180,7 @@ def timeline(seen: Observed) -> History:
         held = _held(jobs, segments, others)
         reason = f"{held} is held: {jobs[held][-1].reason}" if held is not None else None
     return History(
-        seen.run, state, seen.steps, step, segments, others, seen.commit, _next(state, segments, others, step, seen.steps, jobs), reason,
+        seen.run, state, seen.steps, step, segments, others, seen.commit, _next(dag, segments, others, step, seen, jobs), reason,
         dag.began, dag.ended, seen.staging_visible, _step_seconds(seen), dag.job,
     )  # fmt: skip
 
@@ -277,23 +282,26 @@ def _held(jobs: Mapping[str, Sequence[Job]], segments: Sequence[Segment], others
 
 
 def _next(
-    state: str,
+    dag: _Dag,
     segments: Sequence[Segment],
     others: Mapping[str, str],
     step: int,
-    steps: int,
+    seen: Observed,
     jobs: Mapping[str, Sequence[Job]],
 ) -> str:
-    if state == "not-submitted":
-        return "submit it: segue submit"
-    if state == "complete":
-        return "bring the result here: segue pull"
-    if state in ("failed", "removed", "held"):
+    """Commands stand at the end, as they can be typed."""
+    steps = seen.steps
+    if dag.state == "not-submitted":
+        return f"submit it: {seen.submit}"
+    if dag.state == "complete" and (seen.asked_steps or 0) > steps:
+        return f"run.toml asks for {seen.asked_steps} steps now; go on from the newest commit: {seen.submit}"
+    if dag.state in ("complete", "failed", "removed", "held"):
         return {
-            "failed": "mend the cause, then segue submit: it goes on from the newest commit",
-            "removed": "segue submit goes on from the newest commit",
-            "held": "condor_release DAGMan's own job, or condor_rm it",
-        }[state]
+            "complete": seen.result,
+            "failed": f"mend the cause, then go on from the newest commit: {seen.submit}",
+            "removed": f"go on from the newest commit: {seen.submit}",
+            "held": f"DAGMan's own job is held; end it with condor_rm {dag.job}, or let it go on: condor_release {dag.job}",
+        }[dag.state]
     held = _held(jobs, segments, others)
     if held is not None:
         return _release(held, jobs[held][-1])

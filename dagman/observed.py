@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from dagman import events as ev
 from dagman.epochs import ClaimSeen
 from dagman.events import Event, read_events
-from dagman.history import SEGMENT, History, NewestCommit, Observed, timeline
+from dagman.history import SEGMENT, History, NewestCommit, Observed, dag_state, timeline
 from dagman.runs import RunPlace
 
 _COMMIT = re.compile(r"(\d{9,})\.e(\d{6,})\.tar")
@@ -134,12 +135,23 @@ def read_done(dag: Path, dag_events: list[Event]) -> frozenset[str]:
     return frozenset(line.split()[1] for line in lines if line.startswith("DONE ") and len(line.split()) > 1)
 
 
+def _result(place: RunPlace) -> str:
+    if place.job.checkpoint_exit:
+        return f"the result is in {place.store / 'final'}"
+    return f"bring the result here: segue pull {shlex.quote(place.said)}"
+
+
 def observe(place: RunPlace) -> Observed:
     """Everything that this machine can see of the run, read once."""
     directory, job = place.directory, place.job
     dag = directory / f"{job.run}.dag"
     store = place.store
     dag_events = read_events(directory / f"{dag.name}.dagman.log")
+    submit, steps = f"segue submit {shlex.quote(place.said)}", None
+    if dag_state(dag_events).state not in ("queued", "running", "held"):
+        from dagman.foreseen import submitting
+
+        submit, steps = submitting(place)
     return Observed(
         run=job.run,
         steps=job.steps,
@@ -153,6 +165,9 @@ def observe(place: RunPlace) -> Observed:
         staging_visible=store.parent.parent.is_dir(),
         done=read_done(dag, dag_events),
         last_words=read_last_words(directory),
+        submit=submit,
+        result=_result(place),
+        asked_steps=steps,
     )
 
 

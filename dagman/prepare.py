@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,13 @@ from agent.errors import BadInput
 from agent.pack import members
 from agent.recipes import recipe
 from agent.recipes.checks import check_dataset, is_lerobot_dataset
+from agent.store.claims import differences
 from dagman import submit
 from dagman.code import Checkout
 from dagman.inputs import InputRequest, resolve_inputs
 from dagman.paths import absolute, beside
 from dagman.plan import Plan, make_plan
+from dagman.runs import own_run_file
 from dagman.site import Site, load_site
 from dagman.spec import Spec, load_spec, workflow_directory
 from dagman.workflow import Archive, Workflow, check_path, fingerprint, generate, job_config, staging_of
@@ -33,6 +36,11 @@ DATASET_TARGETS = {
     "lerobot": ".cache/huggingface/lerobot/local/{name}",
 }
 
+# (field, before, now)
+Difference = tuple[str, str | None, str | None]
+# The agent asks for a word all the same: what the first claim recorded is not its to overwrite.
+UNTOUCHED = "; no checkpoint is there yet, so accepting mixes nothing"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -45,15 +53,12 @@ class Asked:
     staging: Path
 
 
-def run_file(run: Path) -> Path:
-    """The run.toml that was named, or that lies in the directory that was; absolute."""
-    path = absolute(run)
-    return path / "run.toml" if path.is_dir() and (path / "run.toml").is_file() else path
-
-
 def ask(run_toml: Path) -> Asked:
-    """Read, check and plan; BadInput for anything wrong in run.toml."""
-    run_toml = run_file(run_toml)
+    """Read, check and plan a run.toml, that of a directory, or that which a workflow directory was made from.
+
+    BadInput for anything wrong in it.
+    """
+    run_toml = own_run_file(run_toml)
     spec = _with_image(load_spec(run_toml), run_toml)
     try:
         site = load_site(spec.site, run_toml.parent)
@@ -223,18 +228,20 @@ def check_fingerprint(asked: Asked, wanted: dict[str, str], accept_change: Seque
         raise BadInput(
             f"--accept-change {unknown[0]}: no such field; there are {', '.join(sorted({*wanted, *before}))}"
         )
-    lines = [
-        f"  {name}: was {before[name]}, is now {wanted.get(name, '(not set)')}"
-        for name in sorted(before)
-        if before[name] != wanted.get(name) and name not in accept_change
-    ]
-    if lines:
-        flags = " ".join(f"--accept-change {line.split(':')[0].strip()}" for line in lines)
+    refused = [one for one in differences(before, wanted) if one[0] not in accept_change]
+    if refused:
+        lines = [f"  {name}: was {was}, is now {'(not set)' if now is None else now}" for name, was, now in refused]
         raise BadInput(
             f"{asked.run_toml}: name: run {asked.spec.name!r} was begun in {path} with another configuration:\n"
             + "\n".join(lines)
-            + f"\ngive the new run another `name`, or accept the change for the old one: {flags}"
+            + f"\ngive the new run another `name`, or accept the change for the old one: {accepting(refused)}"
+            + ("" if any(path.glob("checkpoints/[0-9]*.tar")) else UNTOUCHED)
         )
+
+
+def accepting(changed: Sequence[Difference]) -> str:
+    """The options of `segue submit` that say of each changed field that it is deliberate."""
+    return " ".join(f"--accept-change {shlex.quote(name)}" for name, _, _ in changed)
 
 
 def recorded_fingerprint(run: Path) -> dict[str, str] | None:

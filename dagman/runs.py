@@ -23,7 +23,7 @@ class RunPlace:
 
     directory: Path
     job: JobConfig
-    said: str = ""
+    said: str
 
     @property
     def store(self) -> Path:

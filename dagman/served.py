@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import BadInput
+from dagman.runs import run_file
 
 SERVED = ("openpi", "openpi-pytorch", "reference")
 CHECKOUT_VARIABLE = "OPENPI_DIR"
@@ -41,8 +42,8 @@ class Policy:
 
 def asked(run: str) -> Asked:
     """From a run.toml (it need not be generated: a laptop has no workflow) or a workflow directory. Raises BadInput."""
-    given = Path(run).expanduser().absolute()
-    if given.suffix == ".toml":
+    given = run_file(Path(run))
+    if given.suffix == ".toml" and not given.with_name("job.json").is_file():
         from dagman.spec import load_spec
 
         spec = load_spec(given)

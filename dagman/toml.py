@@ -26,7 +26,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; `segue init` writes one to start from") from None
     except IsADirectoryError:
-        raise BadInput(f"{path}: is a directory; give the run.toml in it") from None
+        raise BadInput(
+            f"{path}: is a directory and has no run.toml in it; `segue init` writes one to start from"
+        ) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:

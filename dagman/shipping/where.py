@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.config import load
 from agent.errors import BadInput
-from dagman.prepare import run_file
+from dagman.runs import run_file
 from dagman.shipping.place import Here, Place, There
 from dagman.shipping.ssh import Connection
 from dagman.site import Site, load_site

@@ -15,7 +15,7 @@ import pytest
 
 from agent.store import Claimant, Metadata, Store
 from cli.main import main
-from tests.cli.test_bad_input import RUN, as_ordinary_user
+from tests.cli.conftest import RUN, as_ordinary_user
 from tests.conftest import _fresh
 from tests.dagman.eventlog import EventLog
 from tests.store.trees import make_checkpoint

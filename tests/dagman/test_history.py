@@ -180,7 +180,7 @@ def test_removed_dag_takes_its_job_along(tmp_path: Path, log: EventLog, running:
     history = seen(tmp_path, log, running)
     assert (history.state, states(history)[0], outcomes(history)) == ("removed", "removed", ["removed"])
     assert (history.reason, history.next) == (
-        "via condor_rm (by user bbadger)", "segue submit goes on from the newest commit",
+        "via condor_rm (by user bbadger)", "go on from the newest commit: segue submit",
     )  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def test_failure_is_told_in_the_words_of_the_attempt_that_failed(
     log.submit(3, 5, "segment_000").execute(3, 10).end(3, 60, 78)
     history = seen(tmp_path, log, running.end(1, 70, 1), handovers={0: handover} if handover else {})
     assert (history.state, states(history)[0], history.reason) == ("failed", "failed", said)
-    assert history.next.startswith("mend the cause, then segue submit")
+    assert history.next == "mend the cause, then go on from the newest commit: segue submit"
 
 
 def test_failed_helper_is_told_by_its_last_line(tmp_path: Path, running: EventLog) -> None:
