@@ -23,7 +23,7 @@ from agent.errors import BadInput
     "--dir",
     "directory",
     type=click.Path(path_type=Path),
-    help="The pulled step.  [default: newest below ./checkpoints, where `segue pull` leaves it]",
+    help="The pulled step.  [default: newest below ./checkpoints, where `segue pull` leaves it, or below the checkout's]",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option(
@@ -78,7 +78,7 @@ def command(
     from jobs.serving.server import Server, check_port, to_stderr
 
     asked = served.asked(run)
-    policy = served.pulled(asked, run, directory, Path.cwd())
+    policy = served.pulled(asked, run, directory, served.places(asked, openpi, os.environ, Path.cwd()))
     given = None if observation is None else from_file(observation)
     client_class()  # its absence is said before anything is loaded
     example: Callable[[], Mapping[str, Any] | None]

@@ -6,6 +6,7 @@ Pure lookups on the disk; starting and asking the server is `jobs.serving`.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,18 +64,18 @@ def asked(run: str) -> Asked:
     return found
 
 
-def pulled(run: Asked, said: str, given: Path | None, here: Path) -> Policy:
-    """The policy in ``given``, else the newest step that `segue pull` left below ``here``. ``said``: RUN in the user's words.
+def pulled(run: Asked, said: str, given: Path | None, places: Sequence[Path]) -> Policy:
+    """The policy in ``given``, else the newest step that `segue pull` left below the first of ``places`` that has one.
 
-    Raises BadInput saying to pull when there is none.
+    ``said``: RUN in the user's words. Raises BadInput with the command that pulls when there is none.
     """
     config = str(run.options.get("config") or "")
     if run.recipe != "reference":
         if not config:
             raise BadInput(f"{said}: trainer.options.config is missing: the name of one of OpenPI's training configs")
-        place = here / "checkpoints" / config / str(run.options.get("exp_name") or run.run)
+        below = Path("checkpoints", config, str(run.options.get("exp_name") or run.run))
     else:
-        place = here / "checkpoints" / run.run
+        below = Path("checkpoints", run.run)
     if given is not None:
         path = given.expanduser().absolute()
         if not path.exists():
@@ -87,12 +88,14 @@ def pulled(run: Asked, said: str, given: Path | None, here: Path) -> Policy:
                 f"--dir {given}: holds no policy (neither {' nor '.join(_WEIGHTS)}, nor a numbered directory with one)"
             )
         return Policy(run.recipe, found, config)
-    found = newest(place)
-    if found is None:
-        raise BadInput(
-            f"{place}: no pulled policy is there: run `segue pull {said}` first, or name its directory with --dir"
-        )
-    return Policy(run.recipe, found, config)
+    for place in places:
+        found = newest(place / below)
+        if found is not None:
+            return Policy(run.recipe, found, config)
+    looked = ", ".join(str(place / below) for place in places)
+    raise BadInput(
+        f"{looked}: no pulled policy is there: run `segue pull {shlex.quote(said)}` first, or name its directory with --dir"
+    )
 
 
 def newest(place: Path) -> Path | None:
@@ -113,17 +116,26 @@ def _number(path: Path) -> int:
     return int(path.name)
 
 
-def checkout(run: Asked, given: Path | None, environment: Mapping[str, str]) -> Path:
-    """The OpenPI checkout: --openpi, else OPENPI_DIR, else run.toml's `code`. Raises BadInput when none has the server's script."""
+def _checkouts(run: Asked, given: Path | None, environment: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """Who names an OpenPI checkout, and which, the first to be used."""
     named = environment.get(CHECKOUT_VARIABLE)
     candidates = (
         ("--openpi", given),
         (CHECKOUT_VARIABLE, Path(named) if named else None),
         ("run.toml's `code`", run.code),
     )
-    for name, path in candidates:
-        if path is None:
-            continue
+    return [(name, path) for name, path in candidates if path is not None]
+
+
+def places(run: Asked, openpi: Path | None, environment: Mapping[str, str], here: Path) -> list[Path]:
+    """Where `segue pull` may have left the policy: here, or in the checkout that serves it (``--to``)."""
+    own = [] if run.recipe == "reference" else _checkouts(run, openpi, environment)[:1]
+    return list(dict.fromkeys([here, *(path.expanduser().absolute() for _, path in own)]))
+
+
+def checkout(run: Asked, given: Path | None, environment: Mapping[str, str]) -> Path:
+    """The OpenPI checkout: --openpi, else OPENPI_DIR, else run.toml's `code`. Raises BadInput when none has the server's script."""
+    for name, path in _checkouts(run, given, environment):
         found = path.expanduser().absolute()
         if not (found / _SCRIPT).is_file():
             raise BadInput(f"{name} {path}: is no checkout of OpenPI (it has no {_SCRIPT})")

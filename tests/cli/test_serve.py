@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cli.main import main
+from dagman import served
 from jobs.serving.client import answers, ask, connected
 
 pytestmark = pytest.mark.forks
@@ -225,11 +226,23 @@ def test_what_was_not_pulled_is_said_with_the_command_that_pulls(
 ) -> None:
     use_config(laptop, "pi0_other")
     said = refused(capsys, 2)
-    assert f"{laptop}/checkpoints/pi0_other/arm: no pulled policy is there: run `segue pull run.toml` first" in said
+    looked = f"{laptop}/checkpoints/pi0_other/arm, {laptop}/openpi/checkpoints/pi0_other/arm"
+    assert f"{looked}: no pulled policy is there: run `segue pull run.toml` first" in said
     assert "no such file or directory" in refused(capsys, 2, "--dir", "nowhere")
     assert "holds no policy" in refused(capsys, 2, "--dir", "openpi")
     assert serve("--dir", "checkpoints/pi0_arm/arm", "--check", "--openpi", "openpi", "--observation", "gone.npz") == 2
     assert "gone.npz: cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_policy_that_was_pulled_into_the_checkout_is_found(laptop: Path, checkout: Path, trained: Path) -> None:
+    use_config(laptop, "pi0_other")
+    pulled = checkout / "checkpoints" / "pi0_other" / "arm" / "2"
+    pulled.parent.mkdir(parents=True)
+    pulled.symlink_to(trained)
+    # A directory with the run.toml stands for it.
+    run = served.asked(str(laptop))
+    found = served.pulled(run, "run.toml", None, served.places(run, None, {}, laptop))
+    assert found == served.Policy("openpi", pulled, "pi0_other")
 
 
 def test_a_missing_checkout_is_one_sentence(
