@@ -14,7 +14,7 @@ from dagman.pool import EmbeddedPool
 from tests.real.chain import HERE, RealChain, check_resumes, given, run
 
 pytestmark = pytest.mark.pool
-STEPS = 130
+STEPS = 200  # at 2 s a step a class of 180 s holds 90 at the most: two segments and an evicted attempt cannot be the whole run
 RUN = """
 [trainer]
 recipe = "lerobot"

@@ -16,7 +16,7 @@ from dagman.pool import EmbeddedPool
 from tests.real.chain import HERE, RealChain, check_resumes, given, run
 
 pytestmark = pytest.mark.pool
-STEPS = 130
+STEPS = 200  # at 2 s a step a class of 180 s holds 90 at the most: two segments and an evicted attempt cannot be the whole run
 STEP_S = 2.0
 # Compiling takes 20 s instead of two minutes, and the programs need not be fast.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
