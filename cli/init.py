@@ -32,6 +32,8 @@ def command(directory: Path, site: str, preset: str | None, name: str | None) ->
     target = directory / "run.toml"
     if target.exists():
         raise BadInput(f"{target}: exists already; remove it, or name another directory")
+    if directory.exists() and not directory.is_dir():
+        raise BadInput(f"{directory}: is a file; name a directory, which is made when it is not there")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")

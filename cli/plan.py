@@ -10,7 +10,7 @@ import click
 
 
 @click.command()
-@click.argument("run_toml", type=click.Path(path_type=Path))
+@click.argument("run_toml", type=click.Path(readable=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run_toml: Path, as_json: bool) -> None:
     """Say how many segments RUN_TOML (or a directory with one) needs, in which class, on which GPUs."""
@@ -63,10 +63,12 @@ def command(run_toml: Path, as_json: bool) -> None:
         f"{duration(pace.restore_s)}, save {duration(pace.save_s)}, publish {duration(pace.publish_s)} = {duration(plan.usable_s)} of training"
     )
     out.print(
-        f"  {plan.steps_per_segment} steps of {duration(pace.step_s)} a segment: {plan.needed} segments, "
+        f"  {plan.steps_per_segment} steps of {duration(pace.step_s)} a segment: {_counted(plan.needed, 'segment')}, "
         f"and {plan.reserve} in reserve that cost nothing unused"
     )
-    out.print(f"  about {duration(plan.training_s)} of machine time, and the queue {plan.needed} times")
+    out.print(
+        f"  about {duration(plan.training_s)} of machine time, and the queue {'once' if plan.needed == 1 else f'{plan.needed} times'}"
+    )
     if plan.moving is None:
         out.print(f"  checkpoints in {asked.staging / 'segue' / spec.name}")
     else:
@@ -92,3 +94,7 @@ def command(run_toml: Path, as_json: bool) -> None:
         click.echo(f"next: segue submit {run} {found.flags}   (if the change is meant)", err=True)
     else:
         click.echo(f"next: segue submit {run}   (or segue dag {run} to look at the files first)", err=True)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

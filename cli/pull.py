@@ -16,7 +16,7 @@ def _step(context: click.Context, parameter: click.Parameter, value: str) -> str
 
 
 @click.command("pull")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--to",
     type=click.Path(path_type=Path),

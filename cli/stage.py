@@ -10,7 +10,7 @@ import click
 
 
 @click.command("stage")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(readable=False, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Look and check the room, but send nothing.")
 @click.option(
     "--code/--no-code",

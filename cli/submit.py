@@ -10,7 +10,7 @@ import click
 
 
 @click.command()
-@click.argument("run_toml", type=click.Path(path_type=Path))
+@click.argument("run_toml", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--to",
     type=click.Path(path_type=Path),

@@ -13,6 +13,7 @@ from agent.config import Pace
 from agent.errors import BadInput
 from dagman.site import Gpu, Site
 from dagman.spec import Spec
+from dagman.toml import suggestion
 
 # A segment in reserve costs one PRE script of milliseconds, a missing one costs a new submission by hand.
 RESERVE_FRACTION = 0.5
@@ -93,6 +94,7 @@ def make_plan(spec: Spec, site: Site) -> Plan:
     if name not in site.classes:
         raise BadInput(
             f"segments.class: {name!r} is not a class of site {site.name}; there are {', '.join(site.classes)}"
+            f"{suggestion(name, site.classes)}"
         )
     limit = site.classes[name].limit_s
     margin = spec.agent.margin_s if spec.agent.margin_s is not None else site.margin_s(name)

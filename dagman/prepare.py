@@ -66,9 +66,10 @@ def ask(run_toml: Path) -> Asked:
         trainer = spec.trainer
         told = JobConfig(spec.name, "", spec.steps, trainer.recipe, args=trainer.args, options=trainer.options)
         recipe(trainer.recipe).configure(told)
+        staging = staging_of(spec, site, run_toml)
     except BadInput as error:
         raise BadInput(f"{run_toml}: {str(error).removeprefix('run.toml: ')}") from None
-    return Asked(run_toml, spec, site, plan, staging_of(spec, site, run_toml))
+    return Asked(run_toml, spec, site, plan, staging)
 
 
 def _with_image(spec: Spec, run_toml: Path) -> Spec:
@@ -171,12 +172,23 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
     spec, site = asked.spec, asked.site
     directory = absolute(to) if to is not None else workflow_directory(spec, asked.run_toml)
     check_path(directory, "the workflow directory")
-    inputs = resolve_inputs(requests(spec, asked.run_toml), record_path(asked.run_toml))
+    if directory.exists() and not directory.is_dir():
+        raise BadInput(
+            f"{directory}: is a file where the workflow directory would be: give another directory with --to"
+        )
+    try:
+        wanted = requests(spec, asked.run_toml)
+        inputs = resolve_inputs(wanted, record_path(asked.run_toml))
+    except BadInput as error:
+        raise _placed(asked.run_toml, "data", error) from None
+    try:
+        code, checkout = code_archive(asked)
+    except BadInput as error:
+        raise _placed(asked.run_toml, "code", error) from None
     originals, inputs = inputs, [_travelling(entry, asked) for entry in inputs]
     packed = [
         _packed(entry, original) for entry, original in zip(inputs, originals, strict=True) if entry.travels == "plain"
     ]
-    code, checkout = code_archive(asked)
     check_image(asked)
     check_staging(asked)
     check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
@@ -193,6 +205,14 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
     text = asked.run_toml.read_text(encoding="utf-8")
     workflow = generate(spec, site, asked.plan, directory, job, text, places, checkout)
     return replace(workflow, archives=[*workflow.archives, *packed])
+
+
+def _placed(run_toml: Path, key: str, error: BadInput) -> BadInput:
+    """What is wrong with a source, with the file and the key that name it."""
+    text = str(error)
+    if text.startswith((str(run_toml), str(record_path(run_toml)))):
+        return error
+    return BadInput(f"{run_toml}: {key}: {text.removeprefix(f'{key}: ')}")
 
 
 def check_staging(asked: Asked) -> None:
@@ -220,9 +240,10 @@ def check_fingerprint(asked: Asked, wanted: dict[str, str], accept_change: Seque
     if asked.spec.agent.checkpoint_exit:
         return
     path = asked.staging / "segue" / asked.spec.name
-    before = recorded_fingerprint(path)
-    if before is None:
+    recorded = recorded_fingerprint(path)
+    if recorded is None and not asked.staging.is_dir():
         return
+    before = recorded or {}
     unknown = [name for name in accept_change if name not in wanted and name not in before]
     if unknown:
         raise BadInput(

@@ -10,9 +10,9 @@ from agent.errors import BadInput
 from agent.recipes.environment import OPENPI_HOME
 from dagman.inputs import read_record
 from dagman.paths import beside
-from dagman.prepare import Asked, record_path
+from dagman.prepare import Asked, check_image, record_path
 from dagman.site import load_site, shipped_sites
-from dagman.toml import read_toml
+from dagman.toml import read_toml, suggestion
 
 
 def presets() -> list[str]:
@@ -28,7 +28,9 @@ def presets() -> list[str]:
 def load_preset(name: str) -> dict[str, Any]:
     """A preset's tables, as in run.toml; BadInput for an unknown name."""
     if name not in presets():
-        raise BadInput(f"--preset {name}: no such preset; there are {', '.join(presets())}")
+        raise BadInput(
+            f"--preset {name}: no such preset; there are {', '.join(presets())}{suggestion(name, presets())}"
+        )
     return read_toml(Path(str(resources.files("dagman").joinpath("presets", f"{name}.toml"))))
 
 
@@ -57,6 +59,10 @@ def warnings(asked: Asked) -> list[str]:
             found.append(
                 f"{key}: {text} is not on this machine and was not staged from another: correct it, or run `segue stage` where it is"
             )
+    try:
+        check_image(asked)
+    except BadInput as error:
+        found.append(str(error).removeprefix(f"{asked.run_toml}: "))
     if spec.container is not None and "YOUR-ACCOUNT" in spec.container.image:
         found.append("container.image: still names YOUR-ACCOUNT: name the image that you pushed (docs/images.md)")
     for asset in spec.data.assets:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.errors import BadInput
-from dagman.toml import explain, read_toml
+from dagman.toml import explain, read_toml, suggestion
 
 _LINE = r"^[^\x00-\x1f\x7f]*$"
 SubmitLine = Annotated[str, Field(pattern=r"^\+?[A-Za-z_][A-Za-z0-9_.]* *= *[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\\]$")]
@@ -221,6 +221,7 @@ def load_site(name: str, beside: Path) -> Site:
     else:
         raise BadInput(
             f"site: no site named {name!r}; there are {', '.join(shipped_sites())}, or give the path of a site file (….toml)"
+            f"{suggestion(name, shipped_sites())}"
         )
     try:
         return Site.model_validate({"name": Path(name).stem, **data})

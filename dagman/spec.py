@@ -30,6 +30,19 @@ RECIPES = ("reference", "openpi", "openpi-pytorch", "lerobot", "command")
 _SECRET = re.compile(r"(API_?KEY|TOKEN(?![A-Z])|SECRET|PASSW|CREDENTIAL)", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_ACCOUNT = r"^[a-z0-9][a-z0-9._-]*$"
+_HOST = r"^[A-Za-z0-9][A-Za-z0-9.@_-]*$"
+_INPUT = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_WANDB_ID = r"^[A-Za-z0-9_-]{1,64}$"
+_FORMS = {
+    _NAME: "letters, digits, dot, underscore or hyphen, at most 64, the first a letter or a digit",
+    _ACCOUNT: "an account's name: lower-case letters, digits, dot, underscore or hyphen",
+    _HOST: "a host's name, or user@host",
+    _INPUT: "letters, digits, dot, underscore or hyphen, the first a letter or a digit",
+    _WANDB_ID: "letters, digits, underscore or hyphen, at most 64",
+}
+
 
 def _for_submit(text: str) -> str:
     if any(char < " " or char in "\x7f\x85\u2028\u2029" for char in text):
@@ -143,7 +156,7 @@ class Asset(_Table):
 
     source: Named
     target: Target
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, Field(pattern=_INPUT)] | None = None
 
 
 class Data(_Table):
@@ -216,7 +229,7 @@ class WandbTable(_Table):
     group: Named | None = None
     tags: Annotated[tuple[Named, ...], Strict(False)] = ()
     name: Named | None = None
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    id: Annotated[str, Field(pattern=_WANDB_ID)] | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
     oauth: bool = False
 
@@ -236,12 +249,12 @@ class AgentTable(_Table):
 class Spec(_Table):
     """run.toml."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=_NAME)
     site: Named = "chtc"
-    user: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] | None = None
+    user: Annotated[str, Field(pattern=_ACCOUNT)] | None = None
     steps: int = Field(ge=1, le=999_999_999)
     staging: Named | None = None
-    transfer_host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.@_-]*$")] | None = None
+    transfer_host: Annotated[str, Field(pattern=_HOST)] | None = None
     code: Named | None = None
     trainer: Trainer
     data: Data = Data()
@@ -282,10 +295,12 @@ def _allowed_keys() -> dict[str, list[str]]:
 def load_spec(path: Path) -> Spec:
     """Read and check a run.toml; BadInput names file, key and what is allowed, all findings at once."""
     data = read_toml(path)
+    if not data:
+        raise BadInput(f"{path}: is empty, or holds comments alone; `segue init` writes one to start from")
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
-        raise BadInput(explain(error, str(path), _allowed_keys())) from None
+        raise BadInput(explain(error, str(path), _allowed_keys(), _FORMS)) from None
 
 
 def workflow_directory(spec: Spec, run_toml: Path) -> Path:

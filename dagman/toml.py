@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ else:
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's content; BadInput with the line when it is not TOML, or not there."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        # Some editors begin a file with a mark that TOML does not know.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; `segue init` writes one to start from") from None
     except IsADirectoryError:
@@ -33,6 +34,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path}: not TOML: {error}") from None
+    except PermissionError:
+        raise BadInput(
+            f"{path}: cannot be read: Permission denied; correct its mode, or that of its directory"
+        ) from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -46,6 +51,63 @@ def _key(location: Iterable[str | int]) -> str:
             shown = part if part.isprintable() and part else repr(part)
             text += f".{shown}" if text else shown
     return text or "(the whole file)"
+
+
+# What is wrong with a value, in TOML's words rather than Python's.
+_SAYINGS = {
+    "int_type": "must be a whole number: no quotes, no decimal point, no unit",
+    "float_type": "must be a number: no quotes, no unit",
+    "bool_type": "must be true or false, without quotes",
+    "string_type": "must be a string, in quotes",
+    "tuple_type": "must be a list, in square brackets",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must be {form}",
+}
+
+
+def suggestion(given: str, allowed: Iterable[str]) -> str:
+    """`; did you mean "x"?` where one of ``allowed`` is close, else nothing."""
+    names = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(given.lower(), names, 1)
+    return f'; did you mean "{names[close[0]]}"?' if close else ""
+
+
+def _number(value: Any) -> Any:
+    """A bound as a person writes it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _finding(key: str, entry: Mapping[str, Any], forms: Mapping[str, str]) -> str:
+    """What is wrong with the value of ``key``, and what was found."""
+    kind, context, shown = str(entry["type"]), dict(entry.get("ctx") or {}), entry.get("input")
+    if kind == "value_error":
+        # Our own findings begin with the name that is wrong, as it is written.
+        text = str(entry["msg"]).removeprefix("Value error, ")
+    elif kind in ("dict_type", "model_type", "model_attributes_type"):
+        written = f"[[{key[: key.rindex('[')]}]]" if key.endswith("]") else f"[{key}]"
+        text = (
+            f"must be {'a table and no list' if isinstance(shown, list) else 'a table'}: {written} with its keys below"
+        )
+    elif kind in _SAYINGS:
+        pattern = str(context.get("pattern", ""))
+        context = {name: _number(value) for name, value in context.items()}
+        text = _SAYINGS[kind].format(**context, form=forms.get(pattern, f"of the form {pattern}"))
+    else:
+        text = str(entry["msg"])[:1].lower() + str(entry["msg"])[1:]
+    if isinstance(shown, bool):
+        text += f" (found {'true' if shown else 'false'})"
+    elif isinstance(shown, str | int | float) and (kind != "value_error" or repr(shown) not in text):
+        text += f" (found {shown!r})"
+    if kind == "literal_error" and isinstance(shown, str):
+        text += suggestion(shown, re.findall(r"'([^']*)'", str(context.get("expected", ""))))
+    return text
 
 
 def _unknown(key: str, table: str, known: dict[str, list[str]]) -> str:
@@ -65,8 +127,16 @@ def _unknown(key: str, table: str, known: dict[str, list[str]]) -> str:
     return f"unknown key; allowed here: {', '.join(allowed)}"
 
 
-def explain(error: ValidationError, where: str, known: dict[str, list[str]] | None = None) -> str:
-    """One line for each finding, in the file's order; ``known``: allowed keys of each table, for unknown ones."""
+def explain(
+    error: ValidationError,
+    where: str,
+    known: dict[str, list[str]] | None = None,
+    forms: Mapping[str, str] | None = None,
+) -> str:
+    """One line for each finding, in the file's order.
+
+    ``known``: allowed keys of each table, for unknown ones; ``forms``: what a pattern asks for, in words.
+    """
     lines = []
     for entry in error.errors():
         key = _key(entry["loc"])
@@ -76,13 +146,7 @@ def explain(error: ValidationError, where: str, known: dict[str, list[str]] | No
         elif entry["type"] == "missing":
             text = "is required"
         else:
-            text = entry["msg"]
-            # Our own findings begin with the name that is wrong, as it is written.
-            own = entry["type"] == "value_error"
-            text = text.removeprefix("Value error, ") if own else text[:1].lower() + text[1:]
-            shown = entry.get("input")
-            if isinstance(shown, str | int | float | bool) and repr(shown) not in text:
-                text += f" (found {shown!r})"
+            text = _finding(key, entry, forms or {})
         lines.append(f"{where}: {key}: {text}")
     if len(lines) == 1:
         return lines[0]

@@ -100,7 +100,10 @@ def staging_of(spec: Spec, site: Site, run_toml: Path) -> Path:
     if spec.agent.checkpoint_exit and not site.staging.transfers:
         return Path()
     if spec.staging is not None:
-        return beside(absolute(run_toml).parent, spec.staging)
+        try:
+            return beside(absolute(run_toml).parent, spec.staging)
+        except BadInput as error:
+            raise BadInput(f"staging: {error}") from None
     return absolute(site.staging_path(absolute(run_toml).parent, spec.user))
 
 

@@ -39,7 +39,25 @@ def test_missing_file_is_named(segue: Segue, tmp_path: Path, command: str) -> No
         (RUN + "site_file = 'x'", "trainer.site_file: unknown key; allowed here: recipe, python, args"),
         (RUN + "code = 'x'", "trainer.code: unknown key; code belongs to the top of the file, before the first"),
         (RUN.replace("steps", "keep = 2\nsteps"), "keep: unknown key; keep belongs to [retention]"),
-        (RUN.replace("100", '"100"'), "steps: input should be a valid integer (found '100')"),
+        (
+            RUN.replace("100", '"100"'),
+            "steps: must be a whole number: no quotes, no decimal point, no unit (found '100')",
+        ),
+        (RUN.replace("100", "-5"), "steps: must be at least 1 (found -5)"),
+        (
+            RUN.replace("100", "true"),
+            "steps: must be a whole number: no quotes, no decimal point, no unit (found true)",
+        ),
+        (RUN.replace('["train.py"]', '"train.py"'), "trainer.args: must be a list, in square brackets (found"),
+        (RUN.replace('"command"', '"openpi_pytorch"'), "(found 'openpi_pytorch'); did you mean \"openpi-pytorch\"?"),
+        (RUN.replace('"run"', '"my run"'), "name: must be letters, digits, dot, underscore or hyphen, at most 64"),
+        (RUN + "[resources]\nmemory_mb = '8 GB'", "resources.memory_mb: must be a whole number: no quotes"),
+        (RUN + "[pace]\nstep_s = 0.0", "pace.step_s: must be more than 0 (found 0.0)"),
+        (RUN + "[[wandb]]\nproject = 'x'", "wandb: must be a table and no list: [wandb] with its keys below"),
+        (RUN + "[data]\nassets = ['x']", "data.assets[0]: must be a table: [[data.assets]] with its keys below"),
+        (RUN + "[container]\nimage = 3", "container.image: must be a string, in quotes (found 3)"),
+        (RUN + "[agent]\ncheckpoint_exit = 'yes'", "agent.checkpoint_exit: must be true or false, without quotes"),
+        ("# nothing\n", "is empty, or holds comments alone; `segue init` writes one to start from"),
         (RUN + 'env = { WANDB_API_KEY = "x" }', "WANDB_API_KEY looks like a secret"),
         (RUN + '[container]\nimage = "a\\nqueue 5"', "container.image: must be one line"),
         (RUN + "[resources]\nrequirements = '$(x)'", "resources.requirements: must not hold $"),
@@ -61,6 +79,9 @@ def test_what_is_wrong_in_run_toml_is_named_with_file_and_key(
     [
         (RUN + "[pace]\nstep_s = 5000.0", "segments.class: short (30 s) is shorter than one step plus one publish"),
         (RUN + '[segments]\nclass = "night"', "segments.class: 'night' is not a class of site local; there are blink,"),
+        (RUN + '[segments]\nclass = "Short"', "'Short' is not a class of site local; there are blink, short, medium, long; did you mean"),
+        (RUN.replace('"local"', '"Local"'), 'there are chtc, local, or give the path of a site file (….toml); did you mean "local"?'),
+        (RUN.replace('"staging"', '"~nobody-here/x"'), "staging: ~nobody-here/x: this machine knows no such user"),
         (RUN.replace('"local"', '"osg"'), "site: no site named 'osg'; there are chtc, local"),
         (RUN.replace('"local"', '"osg.toml"'), "osg.toml: no such site file"),
         (RUN + "[pace]\nstep_s = 5.0\n[segments]\nsave_interval = 90", "segments.save_interval: 90 steps do not fit"),
@@ -132,10 +153,33 @@ class TestPreparing:
         wrong = segue(command, run_toml, "--accept-change", "arg")
         assert "--accept-change arg: no such field; there are args, recipe" in wrong.sentence()
 
-    def test_dataset_that_is_nowhere(self, segue: Segue, run_toml: Path, command: str) -> None:
-        run_toml.write_text(RUN + '[data]\ndataset = "episodes"')
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (RUN + '[data]\ndataset = "episodes"', "data: {here}/episodes: dataset is not on this machine"),
+            (RUN + '[data]\ndataset = "empty"', "data: {here}/empty: holds no files"),
+            (RUN + '[data]\ndataset = "~nobody-here/x"', "data: ~nobody-here/x: this machine knows no such user"),
+            (RUN.replace("[trainer]", 'code = "gone"\n[trainer]'), "code: {here}/gone: no such directory; name your"),
+            (RUN.replace("[trainer]", 'code = "empty"\n[trainer]'), "code: {here}/empty: holds no files"),
+            (RUN + '[container]\nimage = "gone.sif"', "container.image: {here}/gone.sif: no such file"),
+        ],
+    )
+    def test_source_that_is_nowhere(self, segue: Segue, run_toml: Path, command: str, text: str, said: str) -> None:
+        (run_toml.parent / "empty").mkdir()
+        run_toml.write_text(text)
         found = segue(command, run_toml)
-        assert found.code == 2 and "episodes: dataset is not on this machine" in found.sentence()
+        assert found.code == 2
+        assert found.sentence().startswith(f"{run_toml}: {said.format(here=run_toml.parent)}")
+
+    def test_directory_that_is_a_file(self, segue: Segue, run_toml: Path, command: str) -> None:
+        found = segue(command, run_toml, "--to", run_toml)
+        assert found.code == 2 and "is a file where the workflow directory would be" in found.sentence()
+
+    def test_field_that_there_is_not_is_said_before_anything_began(
+        self, segue: Segue, run_toml: Path, command: str
+    ) -> None:
+        found = segue(command, run_toml, "--accept-change", "arg")
+        assert found.code == 2 and "no such field; there are args, recipe" in found.sentence()
 
     def test_workflow_that_is_running(self, segue: Segue, run_toml: Path, command: str) -> None:
         assert segue("dag", run_toml).code == 0
@@ -222,6 +266,29 @@ def test_init_refuses_to_replace_and_writes_nothing_of_a_wrong_one(segue: Segue,
     assert "exists already; remove it, or name another directory" in segue("init", tmp_path / "a").sentence()
     segue("init", tmp_path / "b", "--preset", "frob")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "dag", "submit", "status", "stage", "pull"])
+def test_run_toml_that_may_not_be_read(run_toml: Path, command: str) -> None:
+    run_toml.chmod(0)
+    found = as_ordinary_user([command, "run.toml"], run_toml.parent)
+    assert found.code == 2 and "run.toml: cannot be read: Permission denied" in found.sentence()
+
+
+def test_byte_order_mark_of_an_editor_does_no_harm(segue: Segue, run_toml: Path) -> None:
+    run_toml.write_bytes(b"\xef\xbb\xbf" + RUN.encode())
+    assert segue("dag", run_toml).code == 0
+    assert "has no run 'run'" in segue("pull", run_toml.parent / "run").sentence(), "its copy is read as well"
+
+
+def test_plan_warns_of_an_image_that_is_not_here(segue: Segue, run_toml: Path) -> None:
+    run_toml.write_text(RUN + '[container]\nimage = "gone.sif"')
+    found = segue("plan", run_toml)
+    assert found.code == 0 and "warning: container.image: " in found.err and "gone.sif: no such file" in found.err
+
+
+def test_init_into_a_file(segue: Segue, run_toml: Path) -> None:
+    assert "is a file; name a directory" in segue("init", run_toml, "--name", "x").sentence()
 
 
 def test_init_into_a_place_that_cannot_be_made(segue: Segue, tmp_path: Path) -> None:
