@@ -57,16 +57,21 @@ class Foreseen:
 
 def foresee(asked: Asked) -> Foreseen:
     """Look at the run's store where it is visible from here. Raises BadInput, SegueError for sources that cannot be looked at."""
-    if asked.spec.agent.checkpoint_exit:
-        store = workflow_directory(asked.spec, asked.run_toml) / STORE_NAME
-        return Foreseen(store, reached=_reached(store))
-    store = asked.staging / "segue" / asked.spec.name
-    before = recorded_fingerprint(store)
+    store = _store(asked)
+    # As dagman.prepare: without a mounted staging the agent alone compares.
+    before = None if asked.spec.agent.checkpoint_exit else recorded_fingerprint(store)
     if before is None:
         return Foreseen(store, reached=_reached(store))
     now, unread = _fingerprint_now(asked)
     known = {name: value for name, value in before.items() if name not in unread}
     return Foreseen(store, tuple(differences(known, now)), tuple(sorted(unread & before.keys())), _reached(store))
+
+
+def _store(asked: Asked) -> Path:
+    """The run's store as this machine would see it."""
+    if asked.spec.agent.checkpoint_exit:
+        return workflow_directory(asked.spec, asked.run_toml) / STORE_NAME
+    return asked.staging / "segue" / asked.spec.name
 
 
 def _reached(store: Path) -> int | None:
@@ -165,7 +170,12 @@ def foresee_or_say(asked: Asked) -> tuple[Foreseen, list[str]]:
         found = foresee(asked)
     except (BadInput, SegueError) as error:
         text = str(error).removeprefix(f"{asked.run_toml}: ")
-        return Foreseen(asked.staging / "segue" / asked.spec.name), [f"`segue submit` will refuse: {text}"]
+        return Foreseen(_store(asked)), [f"`segue submit` will refuse: {text}"]
+    except OSError as error:
+        store = _store(asked)
+        return Foreseen(store), [
+            f"staging: {store}: cannot be read here ({error.strerror}): what it holds of the run is not known"
+        ]
     return found, notes(asked, found)
 
 

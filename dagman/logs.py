@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -65,7 +66,7 @@ def _choose(place: RunPlace, attempt: int | None, segment: int | None) -> list[P
         return [kept[-1].path]
     written = [log for log in logs if log.path.stat().st_size]
     if not written:
-        raise BadInput(f"{place.directory}: nothing has run yet: segue status {place.directory}")
+        raise BadInput(f"{place.directory}: nothing has run yet: segue status {shlex.quote(place.said)}")
     return _both(max(written, key=lambda log: log.path.stat().st_mtime).path)
 
 
@@ -100,7 +101,7 @@ def _of_segment(place: RunPlace, segment: int, kept: list[Log]) -> list[Path]:
         return [mine[epochs[-1]] if epochs and epochs[-1] in mine else mine[max(epoch for epoch in mine if epoch)]]
     if not out.is_file():
         raise BadInput(
-            f"--segment {segment}: no log of that segment (it has not ended yet, or was skipped): segue status {place.directory}"
+            f"--segment {segment}: no log of that segment (it has not ended yet, or was skipped): segue status {shlex.quote(place.said)}"
         )
     return _both(out)
 

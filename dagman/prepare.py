@@ -240,7 +240,12 @@ def check_fingerprint(asked: Asked, wanted: dict[str, str], accept_change: Seque
     if asked.spec.agent.checkpoint_exit:
         return
     path = asked.staging / "segue" / asked.spec.name
-    recorded = recorded_fingerprint(path)
+    try:
+        recorded = recorded_fingerprint(path)
+    except OSError as error:
+        raise BadInput(
+            f"{asked.run_toml}: name: {path} cannot be read by you here ({error.strerror}): correct its mode, or give another `name`"
+        ) from None
     if recorded is None and not asked.staging.is_dir():
         return
     before = recorded or {}

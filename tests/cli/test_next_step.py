@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.store import Claimant, Metadata, Store
-from tests.cli.conftest import RUN, Segue
+from tests.cli.conftest import RUN, Segue, as_ordinary_user
 from tests.dagman.eventlog import EventLog
 from tests.store.trees import make_checkpoint
 
@@ -177,6 +177,15 @@ class TestChangedConfiguration:
         begun(run_toml.parent, ARGS, 10)
         asked = segue("plan", run_toml)
         assert asked.code == 0 and "`segue submit` will refuse: code: " in asked.err
+
+    def test_staging_that_may_not_be_read_is_no_error_of_plan(self, run_toml: Path) -> None:
+        begun(run_toml.parent, OTHER, 10)
+        (run_toml.parent / "staging" / "segue").chmod(0)
+        asked = as_ordinary_user(["plan", "run.toml"], run_toml.parent)
+        assert asked.code == 0, asked.err
+        assert "staging/segue/run: cannot be read here (Permission denied)" in asked.err
+        refused = as_ordinary_user(["dag", "run.toml"], run_toml.parent)
+        assert refused.code == 2 and "correct its mode, or give another `name`" in refused.sentence()
 
     def test_status_names_the_option_with_the_field(self, segue: Segue, run_toml: Path) -> None:
         assert segue("dag", run_toml).code == 0
