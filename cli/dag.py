@@ -24,7 +24,7 @@ import click
 )
 def command(run_toml: Path, to: Path | None, dry_run: bool, accept_change: tuple[str, ...]) -> None:
     """Write the DAGMan workflow of RUN_TOML (or a directory with one); `condor_submit_dag` on the .dag file runs it."""
-    from dagman.foreseen import progress_of
+    from dagman.foreseen import before_submitting
     from dagman.prepare import ask, prepare
     from dagman.write import write_workflow
 
@@ -36,8 +36,7 @@ def command(run_toml: Path, to: Path | None, dry_run: bool, accept_change: tuple
         return
     write_workflow(workflow)
     click.echo(str(workflow.directory / workflow.dag))
-    note = progress_of(workflow)
-    if note is not None:
+    for note in before_submitting(workflow):
         click.echo(f"{workflow.job.run}: {note}", err=True)
     again = [str(run_toml), *(["--to", str(to)] if to else []), *(f"--accept-change={name}" for name in accept_change)]
     click.echo(

@@ -90,6 +90,8 @@ def command(run_toml: Path, as_json: bool) -> None:
     run = shlex.quote(str(run_toml))
     if found.reached is not None and found.reached >= spec.steps:
         click.echo(f"next: segue pull {run}   (or raise `steps` and submit again)", err=True)
+    elif found.unstaged:
+        click.echo(f"next: segue stage {run}   (where the data is; then segue submit {run})", err=True)
     elif found.changed:
         click.echo(f"next: segue submit {run} {found.flags}   (if the change is meant)", err=True)
     else:

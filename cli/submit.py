@@ -28,15 +28,15 @@ def command(run_toml: Path, to: Path | None, accept_change: tuple[str, ...], as_
 
     Submitting again after a failure or a removal goes on where the run was: staging alone says where.
     """
-    from dagman.foreseen import progress_of
+    from dagman.foreseen import before_submitting
     from dagman.prepare import ask, prepare
     from dagman.submission import submit_dag
     from dagman.write import write_workflow
 
     asked = ask(run_toml)
     workflow = prepare(asked, to, accept_change)
-    note = progress_of(workflow)
-    if note is not None and not as_json:
+    notes = before_submitting(workflow)
+    for note in [] if as_json else notes:
         click.echo(f"{asked.spec.name}: {note}", err=True)
     write_workflow(workflow)
     cluster = submit_dag(workflow.directory / workflow.dag)
@@ -48,7 +48,7 @@ def command(run_toml: Path, to: Path | None, accept_change: tuple[str, ...], as_
                     "directory": str(workflow.directory),
                     "dag": workflow.dag,
                     "cluster": cluster,
-                    "note": note,
+                    "notes": notes,
                 }
             )
         )

@@ -39,7 +39,8 @@ _SHOWN = 100
 
 @dataclass(frozen=True)
 class Foreseen:
-    """``changed``: fields that `segue submit` would refuse, ``flags`` to accept them; ``unread``: inputs that only it will read.
+    """``changed``: fields that `segue submit` would refuse, ``flags`` to accept them; ``unread``: inputs that only it will read;
+    ``unstaged``: inputs that no record says are in staging.
 
     ``reached``: the newest commit's step, None before there is one or where staging is not visible.
     """
@@ -48,6 +49,7 @@ class Foreseen:
     changed: tuple[Difference, ...] = ()
     unread: tuple[str, ...] = ()
     reached: int | None = None
+    unstaged: tuple[str, ...] = ()
 
     @property
     def flags(self) -> str:
@@ -60,11 +62,23 @@ def foresee(asked: Asked) -> Foreseen:
     store = _store(asked)
     # As dagman.prepare: without a mounted staging the agent alone compares.
     before = None if asked.spec.agent.checkpoint_exit else recorded_fingerprint(store)
+    unstaged = _unstaged(asked)
     if before is None:
-        return Foreseen(store, reached=_reached(store))
+        return Foreseen(store, reached=_reached(store), unstaged=unstaged)
     now, unread = _fingerprint_now(asked)
     known = {name: value for name, value in before.items() if name not in unread}
-    return Foreseen(store, tuple(differences(known, now)), tuple(sorted(unread & before.keys())), _reached(store))
+    return Foreseen(
+        store, tuple(differences(known, now)), tuple(sorted(unread & before.keys())), _reached(store), unstaged
+    )
+
+
+def _unstaged(asked: Asked) -> tuple[str, ...]:
+    """Inputs that only `segue stage` can bring to the jobs, and that it has not brought as far as is known here."""
+    if "{this}" in asked.site.python or asked.spec.agent.checkpoint_exit:
+        return ()
+    record = read_record(record_path(asked.run_toml))
+    staged = {name for name, entry in record.items() if entry.staged}
+    return tuple(one.name for one in requests(asked.spec, asked.run_toml) if one.name not in staged)
 
 
 def _store(asked: Asked) -> Path:
@@ -124,6 +138,13 @@ def refusal(asked: Asked, found: Foreseen) -> str | None:
     )
 
 
+def unstaged_note(found: Foreseen) -> str | None:
+    """One sentence on inputs that `segue stage` has still to bring."""
+    if not found.unstaged:
+        return None
+    return f"data: not staged yet: {', '.join(found.unstaged)}; jobs find nothing else, so run `segue stage` before `segue submit`"
+
+
 def unread_note(found: Foreseen) -> str | None:
     """One sentence on inputs whose digest is not known without reading them whole."""
     if not found.unread:
@@ -153,14 +174,31 @@ def progress(steps: int, found: Foreseen) -> str | None:
 
 
 def progress_of(workflow: Workflow) -> str | None:
-    """The same of a workflow that is about to be submitted."""
+    """The same of a generated workflow."""
     store = workflow.job.store_seen_from(workflow.directory)
     return progress(workflow.job.steps, Foreseen(store, reached=_reached(store)))
 
 
+def missing_inputs(workflow: Workflow) -> str | None:
+    """One sentence on inputs that jobs will look for in staging and that are not there, where that can be seen from here."""
+    job = workflow.job
+    if not Path(job.staging).is_dir():
+        return None
+    wanted = [one for one in job.inputs if not one.source and one.travels != "plain"]
+    absent = [one.name for one in wanted if not (job.inputs_root / one.archive).exists()]
+    if not absent:
+        return None
+    return f"{', '.join(absent)}: not in {job.inputs_root}, so the node `stage` will fail before any GPU is asked for: run `segue stage` first"
+
+
+def before_submitting(workflow: Workflow) -> list[str]:
+    """What to say of a workflow that is about to be submitted, and is all the same."""
+    return [text for text in (missing_inputs(workflow), progress_of(workflow)) if text is not None]
+
+
 def notes(asked: Asked, found: Foreseen) -> list[str]:
     """All of it, for `segue plan`."""
-    said = (refusal(asked, found), unread_note(found), progress(asked.spec.steps, found))
+    said = (unstaged_note(found), refusal(asked, found), unread_note(found), progress(asked.spec.steps, found))
     return [text for text in said if text is not None]
 
 

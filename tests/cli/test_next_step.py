@@ -226,7 +226,7 @@ class TestNothingToTrain:
         assert done.code == 0 and done.out.startswith("run: submitted as job 7.0")
         assert "nothing to train" in done.err.splitlines()[0]
         assert done.err.splitlines()[1:] == [f"next: segue status {run_toml}"]
-        assert "nothing to train" in json.loads(segue("submit", run_toml, "--json").out)["note"]
+        assert "nothing to train" in json.loads(segue("submit", run_toml, "--json").out)["notes"][0]
 
     def test_fewer_steps_than_reached(self, segue: Segue, run_toml: Path) -> None:
         store = begun(run_toml.parent, ARGS, 150)
@@ -238,3 +238,31 @@ class TestNothingToTrain:
         begun(run_toml.parent, ARGS, 50)
         for command in ("plan", "dag"):
             assert "nothing to train" not in segue(command, run_toml).err
+
+
+class TestWhatIsNotStaged:
+    CHTC = (
+        RUN.replace('"local"', '"chtc"') + '[data]\ndataset = "data"\nassets = [{ source = "base", target = "base" }]\n'
+    )
+
+    def test_plan_sends_to_segue_stage_first_where_jobs_do_not_see_this_disk(
+        self, segue: Segue, run_toml: Path
+    ) -> None:
+        for name in ("data", "base"):
+            (run_toml.parent / name).write_text("x")
+        run_toml.write_text(self.CHTC)
+        asked = segue("plan", run_toml)
+        assert asked.code == 0 and "warning: data: not staged yet: dataset, base; jobs find nothing else" in asked.err
+        assert next_of(asked.err) == f"segue stage {run_toml}   (where the data is; then segue submit {run_toml})"
+        # The workflow can be looked at all the same.
+        assert "run: dataset, base: not in " in segue("dag", run_toml).err
+        # What was staged is known by the record, and what lies in staging by its name.
+        assert segue("stage", run_toml, "--mounted").code == 0
+        done = segue("plan", run_toml)
+        assert "not in" not in segue("dag", run_toml).err
+        assert "not staged yet" not in done.err and next_of(done.err).startswith(f"segue submit {run_toml}")
+
+    def test_local_jobs_read_it_where_it_is(self, segue: Segue, run_toml: Path) -> None:
+        (run_toml.parent / "data").write_text("x")
+        run_toml.write_text(RUN + '[data]\ndataset = "data"')
+        assert "not staged" not in segue("plan", run_toml).err
