@@ -96,4 +96,9 @@ def find_run(text: str) -> RunPlace:
             f"{text}: not a workflow directory (it has no job.json), and no run.toml is in it; give a run.toml or the directory that "
             "`segue dag` wrote"
         )
-    return RunPlace(given.resolve(), load(given / JOB_JSON), text)
+    try:
+        job = load(given / JOB_JSON)
+    except BadInput as error:
+        remedy = "" if "generate the workflow again" in str(error) else ": generate the workflow again with `segue dag`"
+        raise BadInput(f"{error}{remedy}") from None
+    return RunPlace(given.resolve(), job, text)

@@ -315,7 +315,8 @@ def test_run_that_was_not_generated_yet(segue: Segue, run_toml: Path) -> None:
 def test_damaged_job_json_is_one_sentence(segue: Segue, tmp_path: Path, text: str) -> None:
     (tmp_path / "job.json").write_text(text)
     found = segue("status", tmp_path)
-    assert found.code in (1, 2) and "job.json" in found.sentence()
+    assert found.code == 2 and "job.json" in found.sentence()
+    assert found.sentence().count("generate the workflow again") == 1
 
 
 def test_fault_of_our_own_is_told_as_such_and_shown_when_asked(
