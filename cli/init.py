@@ -18,16 +18,12 @@ from agent.errors import BadInput, SegueError
 def command(directory: Path, site: str, preset: str | None, name: str | None) -> None:
     """Write DIRECTORY/run.toml, commented. Refuses to replace one."""
     from dagman.presets import initial_text
-    from dagman.spec import Spec
+    from dagman.spec import name_problem
 
     chosen = name or directory.absolute().name
-    pattern = next(m.pattern for m in Spec.model_fields["name"].metadata if hasattr(m, "pattern"))
-    import re
-
-    if not re.fullmatch(pattern, chosen):
-        raise BadInput(
-            f"{chosen!r} cannot name a run (letters, digits, dot, underscore, hyphen; at most 64): give one with --name"
-        )
+    wrong = name_problem(chosen)
+    if wrong is not None:
+        raise BadInput(f"{chosen!r} cannot name a run ({wrong}): give a name with --name, or make another directory")
     text = initial_text(chosen, site, preset)
     target = directory / "run.toml"
     if target.exists():

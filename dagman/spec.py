@@ -246,6 +246,15 @@ class AgentTable(_Table):
     publish_mb_per_s: float | None = Field(default=None, ge=50)
 
 
+def name_problem(name: str) -> str | None:
+    """Why this cannot name a run, which is a directory in staging and begins the names of files; None when it can."""
+    if not re.fullmatch(_NAME, name):
+        return f"must be {_FORMS[_NAME]}"
+    if name.endswith((".tar", ".toml", ".dag")) or ".." in name:
+        return "must not end in .tar, .toml or .dag, nor hold two dots in a row"
+    return None
+
+
 class Spec(_Table):
     """run.toml."""
 
@@ -270,8 +279,9 @@ class Spec(_Table):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if value.endswith((".tar", ".toml", ".dag")) or ".." in value:
-            raise ValueError("must not end in .tar, .toml or .dag, nor hold two dots in a row")
+        wrong = name_problem(value)
+        if wrong is not None:
+            raise ValueError(wrong)
         return value
 
     @model_validator(mode="after")

@@ -241,6 +241,11 @@ def test_submitting_to_a_pool_that_is_down_is_one_sentence(run_toml: Path, monke
         (["init", "x", "--preset", "frob"], "--preset frob: no such preset; there are"),
         (["init", "x", "--site", "frob"], "site: no site named 'frob'; there are chtc, local"),
         (["init", "x", "--name", "two words"], "'two words' cannot name a run"),
+        (
+            ["init", "x", "--name", "a..b"],
+            "'a..b' cannot name a run (must not end in .tar, .toml or .dag, nor hold two dots",
+        ),
+        (["init", "x.toml"], "'x.toml' cannot name a run (must not end in"),
     ],
 )
 def test_wrong_command_line_is_one_sentence_with_the_help_to_read(segue: Segue, words: list[str], said: str) -> None:
