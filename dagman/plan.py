@@ -97,7 +97,8 @@ def make_plan(spec: Spec, site: Site) -> Plan:
             f"{suggestion(name, site.classes)}"
         )
     limit = site.classes[name].limit_s
-    margin = spec.agent.margin_s if spec.agent.margin_s is not None else site.margin_s(name)
+    own = spec.agent.margin_s
+    margin = site.margin_s(name) if own is None else own
     pace = pace_of(spec, site)
     overhead = pace.startup_s + pace.restore_s + pace.save_s + pace.publish_s
     usable = limit - margin - overhead
@@ -106,9 +107,13 @@ def make_plan(spec: Spec, site: Site) -> Plan:
         enough = [
             other
             for other, entry in site.classes.items()
-            if entry.limit_s - site.margin_s(other) - overhead >= pace.step_s
+            if entry.limit_s - (site.margin_s(other) if own is None else own) - overhead >= pace.step_s
         ]
-        remedy = f"take class {enough[0]}" if enough else "give smaller, measured values in [pace]"
+        if own is not None and limit - site.margin_s(name) - overhead >= pace.step_s:
+            remedy = f"give a smaller agent.margin_s (the site's: {site.margin_s(name):g} s)"
+            remedy += f", or take class {enough[0]}" if enough else ""
+        else:
+            remedy = f"take class {enough[0]}" if enough else "give smaller, measured values in [pace]"
         raise BadInput(
             f"segments.class: {name} ({limit:g} s) is shorter than one step plus one publish: margin {margin:g} s + start-up "
             f"{pace.startup_s:g} s + restore {pace.restore_s:g} s + save {pace.save_s:g} s + publish {pace.publish_s:g} s + step "
@@ -138,7 +143,13 @@ def make_plan(spec: Spec, site: Site) -> Plan:
             f"resources: no GPU of {site.title} has {spec.resources.gpu_memory_mb or 0} MB and capability "
             f"{spec.resources.gpu_capability or 0:g}; the largest is {max(site.gpus, key=lambda gpu: gpu.memory_mb).name}"
         )
+    wanted = site.resources.gpus if spec.resources.gpus is None else spec.resources.gpus
+    roomy = tuple(gpu for gpu in fitting if gpu.per_machine >= wanted)
+    if fitting and not roomy:
+        raise BadInput(
+            f"resources.gpus: no machine of {site.title} has {wanted} GPUs that fit; at most {max(gpu.per_machine for gpu in fitting)} in one machine"
+        )
     return Plan(
         queue_class=name, limit_s=limit, margin_s=margin, usable_s=usable, pace=pace, steps_per_segment=per_segment, needed=needed,
-        reserve=reserve, save_interval=interval, queue_s=site.defaults.queue_s, gpus=fitting, moving=moving, _steps=spec.steps,
+        reserve=reserve, save_interval=interval, queue_s=site.defaults.queue_s, gpus=roomy, moving=moving, _steps=spec.steps,
     )  # fmt: skip

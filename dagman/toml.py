@@ -95,6 +95,8 @@ def _finding(key: str, entry: Mapping[str, Any], forms: Mapping[str, str]) -> st
         text = (
             f"must be {'a table and no list' if isinstance(shown, list) else 'a table'}: {written} with its keys below"
         )
+    elif kind == "tuple_type" and isinstance(shown, Mapping):
+        text = f"must be a list of tables: [[{key}]] with its keys below"
     elif kind in _SAYINGS:
         pattern = str(context.get("pattern", ""))
         context = {name: _number(value) for name, value in context.items()}
@@ -119,11 +121,12 @@ def _unknown(key: str, table: str, known: dict[str, list[str]]) -> str:
     if close:
         return f'unknown key; did you mean "{close[0]}"? Allowed here: {", ".join(allowed)}'
     # TOML has no way back to the top once a table has begun: keys end up in the table above them.
-    places = [other for other, keys in known.items() if key in keys and other != table]
+    name = key.lower()
+    places = [other for other, keys in known.items() if name in keys and other != table]
     if "" in places:
-        return f"unknown key; {key} belongs to the top of the file, before the first [table]"
+        return f"unknown key; {name} belongs to the top of the file, before the first [table]"
     if places:
-        return f"unknown key; {key} belongs to {' or '.join(f'[{place}]' for place in places)}"
+        return f"unknown key; {name} belongs to {' or '.join(f'[{place}]' for place in places)}"
     return f"unknown key; allowed here: {', '.join(allowed)}"
 
 

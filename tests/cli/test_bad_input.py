@@ -37,6 +37,11 @@ def test_missing_file_is_named(segue: Segue, tmp_path: Path, command: str) -> No
         ),
         (RUN + "[resources]\nGPUs = 1", 'resources.GPUs: unknown key; did you mean "gpus"?'),
         (RUN + "site_file = 'x'", "trainer.site_file: unknown key; allowed here: recipe, python, args"),
+        (RUN + "Steps = 3", "trainer.Steps: unknown key; steps belongs to the top of the file"),
+        (
+            RUN + "[data]\nassets = { source = 'a', target = 'b' }",
+            "data.assets: must be a list of tables: [[data.assets]]",
+        ),
         (RUN + "code = 'x'", "trainer.code: unknown key; code belongs to the top of the file, before the first"),
         (RUN.replace("steps", "keep = 2\nsteps"), "keep: unknown key; keep belongs to [retention]"),
         (
@@ -81,6 +86,9 @@ def test_what_is_wrong_in_run_toml_is_named_with_file_and_key(
         (RUN + '[segments]\nclass = "night"', "segments.class: 'night' is not a class of site local; there are blink,"),
         (RUN + '[segments]\nclass = "Short"', "'Short' is not a class of site local; there are blink, short, medium, long; did you mean"),
         (RUN.replace('"local"', '"Local"'), 'there are chtc, local, or give the path of a site file (….toml); did you mean "local"?'),
+        (RUN + "[agent]\nmargin_s = 1e6", "1e+06 s; give a smaller agent.margin_s (the site's: 1.5 s)"),
+        (RUN + "[agent]\nmargin_s = 25.0", "a smaller agent.margin_s (the site's: 1.5 s), or take class medium"),
+        (RUN.replace('"local"', '"chtc"') + "[resources]\ngpus = 100", "resources.gpus: no machine of CHTC GPU Lab has 100"),
         (RUN.replace('"staging"', '"~nobody-here/x"'), "staging: ~nobody-here/x: this machine knows no such user"),
         (RUN.replace('"local"', '"osg"'), "site: no site named 'osg'; there are chtc, local"),
         (RUN.replace('"local"', '"osg.toml"'), "osg.toml: no such site file"),
