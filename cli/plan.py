@@ -30,6 +30,7 @@ def command(run_toml: Path, as_json: bool) -> None:
                     "run": spec.name,
                     "site": site.name,
                     "steps": spec.steps,
+                    "reached": found.reached,
                     "class": plan.queue_class,
                     "limit_s": plan.limit_s,
                     "margin_s": plan.margin_s,
@@ -69,6 +70,8 @@ def command(run_toml: Path, as_json: bool) -> None:
     out.print(
         f"  about {duration(plan.training_s)} of machine time, and the queue {'once' if plan.needed == 1 else f'{plan.needed} times'}"
     )
+    if found.reached is not None and found.reached < spec.steps:
+        out.print(f"  goes on from step {found.reached}: {spec.steps - found.reached} of {spec.steps} steps are left")
     if plan.moving is None:
         out.print(f"  checkpoints in {asked.staging / 'segue' / spec.name}")
     else:

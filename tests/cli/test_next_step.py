@@ -235,9 +235,12 @@ class TestNothingToTrain:
             assert said in segue(command, run_toml).err
 
     def test_run_with_steps_left_is_no_news(self, segue: Segue, run_toml: Path) -> None:
+        assert "goes on" not in segue("plan", run_toml).out
         begun(run_toml.parent, ARGS, 50)
         for command in ("plan", "dag"):
             assert "nothing to train" not in segue(command, run_toml).err
+        assert "  goes on from step 50: 50 of 100 steps are left\n" in segue("plan", run_toml).out
+        assert json.loads(segue("plan", run_toml, "--json").out)["reached"] == 50
 
 
 class TestWhatIsNotStaged:
