@@ -151,7 +151,7 @@ def unread_note(found: Foreseen) -> str | None:
         return None
     flags = accepting([(name, None, None) for name in found.unread])
     return (
-        f"{', '.join(found.unread)}: changed since it was last read; `segue submit` reads it, and refuses if it is not what the run was "
+        f"{', '.join(found.unread)}: is not known without reading all of it; `segue submit` does, and refuses if it is not what the run was "
         f"begun with (then: {flags}, or another `name`)"
     )
 

@@ -169,7 +169,7 @@ class TestChangedConfiguration:
         begun(run_toml.parent, {**ARGS, "dataset": "sha256:1"}, 10)
         asked = segue("plan", run_toml).err
         assert "will refuse" not in asked
-        assert "dataset: changed since it was last read; `segue submit` reads it" in asked
+        assert "dataset: is not known without reading all of it; `segue submit` does" in asked
 
     def test_missing_checkout_is_foreseen_and_no_error_of_plan(self, segue: Segue, run_toml: Path) -> None:
         run_toml.write_text(RUN.replace("[trainer]", 'code = "empty"\n[trainer]'))
