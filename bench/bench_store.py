@@ -187,7 +187,9 @@ def beside_the_trainer(place: Path, rounds: int) -> float:
     )
     os.sched_setaffinity(0, cores)
     # Three in a row: one takes two seconds, too short to tell a pace by.
-    program = PROGRAM.format(root=str(ROOT), work="\n".join([WORK["publish"].replace("'bench'", f"'bench{n}'") for n in range(3)]))
+    program = PROGRAM.format(
+        root=str(ROOT), work="\n".join([WORK["publish"].replace("'bench'", f"'bench{n}'") for n in range(3)])
+    )
     ratios = []
     try:
         deadline = time.monotonic() + 120
