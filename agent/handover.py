@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,15 @@ class Handover:
 
 
 def write(handover: Handover, path: Path) -> None:
-    """Write the record under its name in one step, so that nobody ever reads half of it."""
+    """Write the record under its name in one step, so that nobody ever reads half of it. What no text can hold, of the name of a
+    file that is not in UTF-8, becomes a question mark.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(handover.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(handover.as_json(), indent=1, ensure_ascii=False) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

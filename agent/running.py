@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from agent.attempt import Attempt, End
 from agent.config import JobConfig
 from agent.deadline import find_deadline
 from agent.errors import SegueError
-from agent.handover import write
+from agent.handover import Handover, write
 from agent.loop import Loop
 from agent.opening import OpeningErrand
 from agent.place import look_around
@@ -29,11 +31,16 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
     """Run one attempt; returns the process's exit code (agent.exit_codes). Raises SegueError for a job that cannot begin at all."""
     place = look_around()
     deadline = find_deadline(job, queue_class, place)
-    os.chdir(place.scratch)
     loop = Loop()
     try:
-        become_subreaper()
-        attempt = Attempt(job, segment, queue_class, place, deadline, loop)
+        try:
+            os.chdir(place.scratch)
+            become_subreaper()
+            attempt = Attempt(job, segment, queue_class, place, deadline, loop)
+        except OSError as error:
+            begun = Handover(job.run, segment, queue_class, job.steps, machine=place.machine, slot=place.slot)
+            begun.job_id, begun.began = place.job_id, place.began
+            return _no_scratch(begun, place.scratch, error, handover_path)
         loop.on_signal = lambda number: _signalled(attempt, number)
         loop.on_child = _reaped
         segment_run: Segment | None = None
@@ -59,6 +66,17 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         kill_below(os.getpid(), seconds=5.0)
         loop.close()
         errand.running.clear()
+
+
+def _no_scratch(handover: Handover, scratch: Path, error: OSError, path: Path) -> int:
+    """The end of an attempt that has no room for its log, so that nothing can begin; another machine's disk may be better."""
+    handover.state, handover.exit_code = "temporary", exit_codes.TEMPORARY
+    handover.reason = f"the scratch directory {scratch} cannot be used ({error}); trying again, if possible elsewhere"
+    handover.ended = time.time()
+    print(f"segue: {handover.state}: {handover.reason}", file=sys.stderr)
+    with suppress(OSError, ValueError):
+        write(handover, path)
+    return exit_codes.TEMPORARY
 
 
 def _reaped() -> None:
@@ -97,7 +115,8 @@ def _finish(attempt: Attempt, end: End, path: Path) -> int:
     attempt.say(f"{end.state}: {end.reason}")
     try:
         write(handover, path)
-    except OSError as error:
-        attempt.say(f"{path}: the handover cannot be written ({error.strerror}): is the scratch disk full?")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        attempt.say(f"{path}: the handover cannot be written ({why}): is the scratch disk full?")
         return end.exit_code or exit_codes.TEMPORARY
     return end.exit_code
