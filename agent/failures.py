@@ -16,6 +16,8 @@ from agent.keeper import Ended
 
 SAME_STEP_STARTS = 3
 MOST_RESTARTS = 12
+OF_THE_MACHINE = ("import-error", "missing-data", "not-found")
+"""What was there for an earlier start, so that a mount or a disk may be the reason."""
 
 
 class Verdict(Enum):
@@ -53,6 +55,7 @@ _EXCEPTION = re.compile(
     r"^(?:\[[^\]]*\]:? ?)*(?=(?:\w+\.)*\w*(?:Error|Exception|Timeout|Interrupt|Exit)\b(?::|$)|terminate called after throwing)"
 )
 _EARLIER = re.compile(r"During handling of the above exception|The above exception was the direct cause|^…$")
+_GPU_LOST = "the GPU failed on this machine; the segment goes on elsewhere"
 # The first that matches one of the last lines, newest line first, decides; so the more specific stand first. ``as_exception``: its words
 # occur in harmless lines too, so it counts only for the exception that ended the trainer, or one that led to it.
 _RULES = (
@@ -61,7 +64,23 @@ _RULES = (
         r"Xid|fallen off the bus|uncorrectable ECC|ECC error|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL|NO_DEVICE|UNKNOWN)"
         r"|no CUDA-capable device|[Uu]nable to determine the device handle|GPU is lost|CUDA driver initialization failed|NVML.*Unknown Error",
         Verdict.ELSEWHERE,
-        "the GPU failed on this machine; the segment goes on elsewhere",
+        _GPU_LOST,
+    ),
+    _rule(  # a run that is content with processors mentions these
+        "gpu-lost",
+        r"CUDA-capable devices are busy|system not yet initialized|CUDA_ERROR_SYSTEM|No CUDA GPUs are available|Found no NVIDIA driver"
+        r"|CUDA error: (?:unknown error|an illegal memory access|unspecified launch failure)|Driver/library version mismatch"
+        r"|Unable to initialize backend '(?:cuda|gpu)'|no supported devices found|CUDNN_STATUS_INTERNAL_ERROR",
+        Verdict.ELSEWHERE,
+        _GPU_LOST,
+        as_exception=True,
+    ),
+    _rule(  # before the GPU's memory: some libraries call a full disk RESOURCE_EXHAUSTED
+        "no-space",
+        r"No space left on device|Disk quota exceeded|ENOSPC",
+        Verdict.ELSEWHERE,
+        "the disk is full; raise request_disk, or keep fewer checkpoints in scratch",
+        as_exception=True,
     ),
     _rule(
         "gpu-memory",
@@ -70,10 +89,10 @@ _RULES = (
         "the GPU's memory is too small for this batch; use a smaller batch, LoRA, or ask for a GPU with more memory",
     ),
     _rule(
-        "no-space",
-        r"No space left on device|Disk quota exceeded|ENOSPC",
+        "node-fault",
+        r"\[Errno (?:5|30|107|116)\]|Input/output error|Read-only file system|Transport endpoint is not connected|Stale (?:NFS )?file handle",
         Verdict.ELSEWHERE,
-        "the disk is full; raise request_disk, or keep fewer checkpoints in scratch",
+        "a disk or a mount failed on this machine, or the trainer writes where the image is read-only; the segment goes on elsewhere",
         as_exception=True,
     ),
     _rule(
@@ -137,7 +156,7 @@ def classify(
         return Failure(
             "host-memory", Verdict.HERE, "the job's memory was used up and the kernel killed it; raise request_memory"
         )
-    found = _by_lines(lines, stepped)
+    found = _by_lines(lines, stepped, resumed)
     if found is not None and found.verdict is Verdict.NEVER and ended.signal is not None:
         found = None  # it was killed: no line says why
     if found is not None and ended.signal is None:
@@ -165,7 +184,7 @@ def classify(
     return Failure("unknown", Verdict.HERE, f"the trainer failed with {ended.text}; its last lines say more")
 
 
-def _by_lines(lines: Sequence[str], stepped: bool) -> Failure | None:
+def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | None:
     may_be_last = True
     for line in reversed(lines):
         start = _EXCEPTION.match(line)
@@ -174,7 +193,7 @@ def _by_lines(lines: Sequence[str], stepped: bool) -> Failure | None:
                 continue
             if rule.pattern.search(line[start.end() :] if start else line):
                 verdict = rule.verdict
-                if verdict is Verdict.NEVER and stepped:
+                if verdict is Verdict.NEVER and (stepped or (resumed and rule.kind in OF_THE_MACHINE)):
                     verdict = Verdict.HERE  # it did run; something is odd, and three starts will tell
                 return Failure(rule.kind, verdict, rule.sentence)
         if start:

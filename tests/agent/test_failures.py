@@ -75,6 +75,66 @@ def test_what_is_only_mentioned_is_not_the_reason(line: str) -> None:
     assert judge(EXIT_1, line, "Traceback (most recent call last):", stepped=False).kind == "start"
 
 
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+NO_SPACE = (
+    'RESOURCE_EXHAUSTED: Error writing "a/b": No space left on device [OS error 28: ENOSPC No space left on device]'
+)
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable", "gpu-lost"),
+        ("RuntimeError: CUDA error: unknown error", "gpu-lost"),
+        ("torch.AcceleratorError: CUDA error: an illegal memory access was encountered", "gpu-lost"),
+        ("RuntimeError: CUDA error: unspecified launch failure", "gpu-lost"),
+        ("RuntimeError: cudaGetDeviceCount() failed. Error 802: system not yet initialized", "gpu-lost"),
+        ("RuntimeError: No CUDA GPUs are available", "gpu-lost"),
+        (f"RuntimeError: {NO_DRIVER}", "gpu-lost"),
+        ("RuntimeError: Failed to initialize NVML: Driver/library version mismatch", "gpu-lost"),
+        ("RuntimeError: Unable to initialize backend 'cuda': FAILED_PRECONDITION: No visible GPU devices.", "gpu-lost"),
+        ("jaxlib._jax.XlaRuntimeError: INTERNAL: no supported devices found for platform CUDA", "gpu-lost"),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", "gpu-lost"),
+        ("OSError: [Errno 5] Input/output error: 'inputs/dataset/shard-3'", "node-fault"),
+        ("OSError: [Errno 116] Stale file handle", "node-fault"),
+        ("OSError: [Errno 30] Read-only file system: 'cache'", "node-fault"),
+        ("OSError: [Errno 107] Transport endpoint is not connected: '/cvmfs'", "node-fault"),
+        (f"ValueError: {NO_SPACE}", "no-space"),
+        (f"jaxlib._jax.XlaRuntimeError: {NO_SPACE}", "no-space"),
+    ],
+)
+def test_what_a_machine_lacks_or_broke_is_tried_elsewhere_even_before_the_first_step(
+    line: str, kind: str, stepped: bool
+) -> None:
+    found = judge(EXIT_1, "Traceback (most recent call last):", line, stepped=stepped)
+    assert (found.kind, found.verdict) == (kind, Verdict.ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFO:jax._src.xla_bridge:Unable to initialize backend 'cuda': no supported devices found",
+        f"UserWarning: CUDA initialization: {NO_DRIVER}",
+        "W cache not written: Input/output error",
+    ],
+)
+def test_a_processor_only_run_that_mentions_a_missing_gpu_did_not_lose_one(line: str) -> None:
+    assert judge(EXIT_1, line, "RuntimeError: boom", stepped=False).kind == "start"
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("ModuleNotFoundError: No module named 'jax'", Verdict.HERE),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'cvmfs/x'", Verdict.HERE),
+        ("train.py: error: unrecognized arguments: --resume", Verdict.NEVER),
+    ],
+)
+def test_what_was_there_for_an_earlier_start_is_not_given_up_at_once(line: str, verdict: Verdict) -> None:
+    assert judge(EXIT_1, line, stepped=False, resumed=True).verdict is verdict
+
+
 def test_an_exception_that_was_caught_before_is_not_the_reason_but_one_that_led_to_the_last_is() -> None:
     caught = ("Traceback (most recent call last):", "ConnectionError: the hub is away", "going on with the cache")
     assert judge(EXIT_1, *caught, "Traceback (most recent call last):", "RuntimeError: boom").kind == "unknown"
