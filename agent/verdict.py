@@ -14,6 +14,7 @@ from agent.training import Training
 
 _ELSEWHERE = (
     "StoreUnavailable",
+    "NoGoodCommit",
     "NoRoom",
     "Hung",
     "Killed",

@@ -76,6 +76,16 @@ class BadArchive(StoreError):
         self.problems = list(problems)
 
 
+class NoGoodCommit(StoreError):
+    """Commits are there and none reads well on this machine: its memory or network may be at fault, so nothing was touched."""
+
+    def __init__(self, root: str, problems: Sequence[BadArchive]) -> None:
+        super().__init__(
+            f"{root}: none of its {len(problems)} commits reads well on this machine ({problems[0]}); they stay as they are, another "
+            "machine may read them; if `segue verify` finds all of them bad, remove them and the run begins anew"
+        )
+
+
 class CommitGone(StoreError):
     """A commit was there when it was listed and is no more: a live owner pruned it because better ones are there."""
 

@@ -65,10 +65,13 @@ def check_commit(fs: FileSystem, commit: Commit, pace: Pace, workers: int, into:
             if entry.kind == "file" and not entry.size and entry.sha256 != EMPTY:
                 problems.append(f"{entry.path!r} is empty but has the digest of something else")
         each(tasks, workers, pace)
+        if problems:
+            raise BadArchive(commit.name, sorted(problems))
+    except BadArchive:
+        fs.forget(fd)  # the second look shall be at the disk, not at the same wrong byte in memory
+        raise
     finally:
         fs.close(fd)
-    if problems:
-        raise BadArchive(commit.name, sorted(problems))
     return manifest
 
 

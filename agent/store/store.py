@@ -19,6 +19,7 @@ from agent.store.copying import Pace, never
 from agent.store.errors import (
     BadArchive,
     CommitGone,
+    NoGoodCommit,
     NoRoom,
     ReadFailed,
     StoreError,
@@ -185,12 +186,14 @@ class Store:
     def restore(
         self, destination: Path, report: Callable[[str], None] = print, *, pace: Pace | None = None
     ) -> Restored | None:
-        """Put the newest good commit into the directory ``destination``; None when there is none.
+        """Put the newest good commit into the directory ``destination``; None when the run has no commit.
 
-        A bad one is reported, set aside when this store made the claim that owns the run, and the next older is taken.
-        Raises NewerFormat, NoRoom (scratch is full), StoreUnavailable (also when nothing could be read at all).
+        A bad one is passed over for the next older. When that one reads well, the bad one is reported, and set aside if this store made
+        the claim that owns the run: before, it may be the machine that reads badly.
+        Raises NewerFormat, NoRoom (scratch is full), NoGoodCommit, StoreUnavailable (also when nothing could be read at all).
         """
         skipped: dict[str, Commit] = {}
+        bad: dict[str, BadArchive] = {}
         unread: dict[str, ReadFailed] = {}
         second_chance = False
         with speaking("listing the commits in", self._root):
@@ -223,18 +226,20 @@ class Store:
                         continue
             except BadArchive as error:
                 skipped[commit.name] = commit
-                aside = self._set_aside(commit)
-                report(
-                    f"{error}; {f'set aside as {aside}' if aside else 'left where it is'}; taking the next older commit"
-                )
+                bad[commit.name] = error
                 continue
+            for name, problem in bad.items():
+                aside = self._set_aside(skipped[name])
+                report(
+                    f"{problem}; {f'set aside as {aside}' if aside else 'left where it is'}; taking the next older commit"
+                )
             self._mark_verified(commit)
             return Restored(commit, manifest, tuple(skipped.values()))
         if unread:
             name, failure = next(iter(unread.items()))
             self._unreadable(skipped[name], failure)
-        if skipped:
-            report(f"{self._root}: none of its {len(skipped)} commits is good; there is nothing to resume from")
+        if bad:
+            raise NoGoodCommit(self._root, list(bad.values()))
         return None
 
     def _unpack(self, commit: Commit, destination: Path, pace: Pace | None) -> Manifest:

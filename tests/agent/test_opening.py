@@ -99,6 +99,19 @@ def test_a_damaged_last_commit_brings_the_code_after_all(start: Start, tmp_path:
     ).exists()
 
 
+def test_a_run_none_of_whose_commits_reads_well_is_tried_elsewhere_and_not_begun_anew(
+    start: Start, tmp_path: Path
+) -> None:
+    commit(start, 50, tmp_path / "one")
+    commit(start, 100, tmp_path / "two")
+    archives = sorted((start.job.store_root / "checkpoints").glob("*.tar"))
+    for path in archives:
+        path.write_bytes(bytes(path.stat().st_size))
+    end = ended(lambda: opened(start))
+    assert end.exit_code == TEMPORARY and "none of its 2 commits reads well on this machine" in end.reason
+    assert sorted((start.job.store_root / "checkpoints").iterdir()) == archives
+
+
 def failing(number: int) -> Callable[..., Any]:
     """In the place of a system call: fails with this errno."""
 

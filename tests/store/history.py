@@ -55,6 +55,7 @@ class Fate:
     error_at: str = ""
     repeated: bool = False
     bad_read: int = 0
+    reads_badly: bool = False
 
 
 @dataclass
@@ -238,6 +239,8 @@ class Attempt:
         return self._rng.randrange(size + 1)
 
     def _spoil(self, read: memoryview) -> None:
+        if self._phase == "restore" and self.fate.reads_badly and len(read):
+            read[len(read) // 2] ^= 1
         if self._phase == "restore" and self.fate.bad_read and len(read) and self._phase_calls >= self.fate.bad_read:
             self.fate.bad_read = 0
             read[self._rng.randrange(len(read))] ^= 1 << self._rng.randrange(8)
@@ -406,9 +409,10 @@ def rot(world: World, key: Key) -> None:
     node.synced_data = bytes(node.data)
 
 
-def fates(rng: random.Random) -> list[Fate]:
+def fates(rng: random.Random, seed: int) -> list[Fate]:
     """What befalls each attempt of a history."""
     made = []
+    memory = random.Random(f"{seed} whose memory fails")
     together = rng.random() < 0.6
     begin = 0
     for _ in range(rng.choice((1, 2, 2, 3))):
@@ -435,6 +439,7 @@ def fates(rng: random.Random) -> list[Fate]:
         fate.repeated = rng.random() < 0.08
         if rng.random() < 0.1:
             fate.bad_read = rng.randrange(1, 25)
+        fate.reads_badly = memory.random() < 0.05
         made.append(fate)
     return made
 
@@ -456,7 +461,7 @@ def play(seed: int, mutant: Mutant = nullcontext) -> World:
     scheduler = Scheduler(world, rng.choice((0.02, 0.1, 0.5)))
     attempts = [
         Attempt(world, number, fate, scheduler, number > 0 and rng.random() < 0.1, rng.choice((1, 2, 3, 4)))
-        for number, fate in enumerate(fates(rng))
+        for number, fate in enumerate(fates(rng, seed))
     ]
     with mutant():
         scheduler.run(attempts)
@@ -470,11 +475,11 @@ def play(seed: int, mutant: Mutant = nullcontext) -> World:
         rot(world, good.pop(0))
         world.acknowledged = [key for key in world.acknowledged if good and key <= good[0]]
     if not bad:
-        _restore_afresh(world, mutant, good, len(attempts))
+        _restore_afresh(world, mutant, good, rotten, len(attempts))
     return world
 
 
-def _restore_afresh(world: World, mutant: Mutant, good: list[Key], number: int) -> None:
+def _restore_afresh(world: World, mutant: Mutant, good: list[Key], rotten: bool, number: int) -> None:
     """I1, I3 and I4 as a fresh attempt meets them, alone and undisturbed."""
     fresh = Scheduler(world, 0.0)
     last = Attempt(world, number, Fate(), fresh, False, 0)
@@ -482,7 +487,12 @@ def _restore_afresh(world: World, mutant: Mutant, good: list[Key], number: int) 
         fresh.run([last])
         if last.finished:
             last.store.sweep(Claim(max(world.claimed), ""))
-    if not last.finished:
+    if rotten and not good:
+        if last.finished or last.restored is not None:
+            world.wrong("I1", "a run whose only commit is bad was taken for an empty one")
+        if not good_keys(world)[1]:
+            world.wrong("I3", "the only commit was set aside")
+    elif not last.finished:
         world.wrong("I1", "a fresh attempt could not open the run")
     elif last.restored != (good[0] if good else None):
         world.wrong("I3", f"a fresh attempt restored {last.restored}; {good[:1]} is the newest good commit")

@@ -13,6 +13,7 @@ from typing import Any
 from agent.store import budget, claims, names, publish, restore, retention
 from agent.store import store as front
 from agent.store.copying import Pace
+from agent.store.errors import NoGoodCommit
 from agent.store.fs import FileSystem
 
 
@@ -214,6 +215,36 @@ def an_ill_disk_is_an_empty_one() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_good_commit_is_no_commit() -> Iterator[None]:
+    whole = front.Store.restore
+
+    def careless(store: front.Store, *arguments: Any, **more: Any) -> restore.Restored | None:
+        try:
+            return whole(store, *arguments, **more)
+        except NoGoodCommit:
+            return None
+
+    with _replaced((front.Store, "restore", careless)):
+        yield
+
+
+@contextmanager
+def set_aside_before_an_older_one_was_read() -> Iterator[None]:
+    whole = front.Store.restore
+
+    def hasty(store: front.Store, *arguments: Any, **more: Any) -> restore.Restored | None:
+        try:
+            return whole(store, *arguments, **more)
+        except NoGoodCommit:
+            for commit in store.commits():
+                store.put_aside(commit)
+            raise
+
+    with _replaced((front.Store, "restore", hasty)):
+        yield
+
+
 MUTANTS = (
     no_fsync_of_the_file,
     no_fsync_of_the_directory,
@@ -232,6 +263,8 @@ MUTANTS = (
     claim_directories_not_synced,
     a_bad_read_is_a_bad_commit,
     an_ill_disk_is_an_empty_one,
+    no_good_commit_is_no_commit,
+    set_aside_before_an_older_one_was_read,
 )
 
 

@@ -260,6 +260,9 @@ class Client:
         self.spoil(buffer[: len(piece)])
         return len(piece)
 
+    def forget(self, fd: int) -> None:
+        """A hint: nothing is remembered here."""
+
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         node, path = self._open[fd]
         self.before("write", path)

@@ -15,6 +15,7 @@ from agent.store import (
     FingerprintChanged,
     Metadata,
     NoRoom,
+    PosixFileSystem,
     Retention,
     Store,
     StoreUnavailable,
@@ -22,7 +23,7 @@ from agent.store import (
     latest,
     snapshot,
 )
-from agent.store.errors import NewerFormat
+from agent.store.errors import NewerFormat, NoGoodCommit
 from tests.store.trees import make_checkpoint, picture
 
 FINGERPRINT = {"recipe": "reference", "dataset": "sha256:1"}
@@ -116,6 +117,39 @@ def test_a_reader_without_a_claim_leaves_a_bad_commit_where_it_is(store: Store, 
     step, _, said = restored(Store(store.root), tmp_path / "back")
     assert step == 10 and "left where it is" in said[0]
     assert [one.step for one in store.commits()] == [20, 10]
+
+
+def test_when_no_commit_is_good_all_stay_and_nothing_is_taken_for_nothing(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), FINGERPRINT)
+    publish(store, claim, tmp_path, 10)
+    publish(store, claim, tmp_path, 20)
+    for commit in store.commits():
+        flip(commit.path, 5000)
+    with pytest.raises(
+        NoGoodCommit, match=r"none of its 2 commits reads well on this machine \(000000020.*`segue verify`"
+    ):
+        restored(store, tmp_path / "back")
+    assert ([one.step for one in store.commits()], store.set_aside()) == ([20, 10], [])
+    assert list((tmp_path / "back").iterdir()) == []
+
+
+def test_a_second_look_is_at_the_disk_and_not_at_memory(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), FINGERPRINT)
+    publish(store, claim, tmp_path, 10)
+
+    class WrongInMemory(PosixFileSystem):
+        wrong = True
+
+        def forget(self, fd: int) -> None:
+            super().forget(fd)
+            self.wrong = False
+
+        def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+            count = super().read_into(fd, buffer, offset)
+            buffer[count // 2] ^= self.wrong
+            return count
+
+    assert restored(Store(store.root, fs=WrongInMemory()), tmp_path / "back")[0] == 10
 
 
 def test_a_superseded_attempt_cannot_publish_prune_or_sweep(store: Store, tmp_path: Path) -> None:
