@@ -121,6 +121,24 @@ def test_the_ledger_tells_how_far_an_attempt_came(tmp_path: Path) -> None:
     assert ledger_of(tmp_path, 8) == Ledger()
 
 
+@pytest.mark.parametrize("place", ["zlib", "checksum", "header", "end"])
+def test_a_damaged_ledger_tells_nothing_and_harms_nothing(tmp_path: Path, place: str) -> None:
+    source = tmp_path / "ledger"
+    source.write_text(
+        "".join(json.dumps({"event": "step", "step": step, "time": step / 7}) + "\n" for step in range(200))
+    )
+    keep(tmp_path / "logs", 7, {"jsonl": source}, 5)
+    path = tmp_path / "logs" / "000007.jsonl.gz"
+    data = bytearray(path.read_bytes())
+    if place == "end":
+        del data[len(data) // 2 :]
+    else:
+        first, last = {"zlib": (12, len(data) - 8), "checksum": (len(data) - 8, len(data)), "header": (0, 10)}[place]
+        data[first:last] = bytes(byte ^ 0xFF for byte in data[first:last])
+    path.write_bytes(data)
+    assert ledger_of(tmp_path / "logs", 7) == Ledger()
+
+
 def test_a_store_that_is_away_is_not_made_anew_and_half_kept_files_go(tmp_path: Path) -> None:
     source = tmp_path / "a.log"
     source.write_text("said\n")
