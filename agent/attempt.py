@@ -87,6 +87,8 @@ class Attempt:
         self.high_water = 0
         """The highest step that any attempt is known to have made."""
         self.restored_step = 0
+        self.stepped = False
+        """A start of this attempt made a step."""
         self.fruitless = False
         """No checkpoint came out of this attempt although nothing failed: the time was too short."""
         self.fruitless_before = False

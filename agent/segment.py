@@ -291,6 +291,7 @@ class Segment:
         self._book(training)
         self.publisher.look(thoroughly=True)
         self.loop.run_until(lambda: self.publisher.linked or attempt.leave_now)
+        attempt.stepped |= max(training.step, self.publisher.finished_step) > training.start.resume_step
         end = self._never_found(training)
         if end is not None:
             return end

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
 from agent.errand import Outcome
-from agent.failures import MOST_RESTARTS, Failure, Restarts, Verdict, classify
+from agent.failures import MOST_RESTARTS, OF_THE_MACHINE, Failure, Restarts, Verdict, classify
 from agent.hang import Hang, memory_kills
 from agent.training import Training
 
@@ -173,6 +174,11 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
             out_of_memory=memory_kills() > hang.memory_kills,
             hung=hang.hung,
         )
+    ran_before = (
+        attempt.restored_step > 0 and not attempt.stepped
+    )  # what brought it so far is the same, this machine is not
+    if ran_before and failure.kind in OF_THE_MACHINE:
+        failure = replace(failure, verdict=Verdict.ELSEWHERE)
     restarts.note(training.step)
     attempt.handover.failure = {
         "class": failure.kind,
@@ -187,6 +193,10 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
     )
     if failure.verdict is Verdict.NEVER:
         return End("failed", exit_codes.PERMANENT, f"{failure.sentence} (after {where}, {ended.text})")
+    reason = f"{failure.sentence} (after {where} on {attempt.place.machine}, {ended.text})"
+    if restarts.exhausted and ran_before:
+        reason = f"no start on {attempt.place.machine} made a step, the run came to step {attempt.restored_step} before ({failure.kind}): {reason}"
+        return End("temporary", exit_codes.TEMPORARY, reason)
     if restarts.exhausted:
         return End(
             "failed",
@@ -195,6 +205,5 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
             f"each time ({failure.kind}): {failure.sentence}",
         )
     if failure.verdict is Verdict.ELSEWHERE or restarts.total >= MOST_RESTARTS:
-        reason = f"{failure.sentence} (after {where} on {attempt.place.machine}, {ended.text})"
         return End("temporary", exit_codes.TEMPORARY, reason)
     return None

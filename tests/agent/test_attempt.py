@@ -77,6 +77,17 @@ def test_a_crash_at_the_same_step_ends_after_three_starts_and_is_named(tmp_path:
     assert any("boom in step 37" in line for line in handover["last_lines"])
 
 
+def test_three_starts_end_a_resumed_run_only_on_a_machine_where_it_makes_steps(tmp_path: Path) -> None:
+    run = Run(tmp_path, args=("xid_at=25",), save_interval=10)
+    for crash_at, code, starts in ((0, 75, 1), (21, 75, 3), (23, 78, 3)):
+        if crash_at:
+            run.job = replace(run.job, args=(f"crash_at={crash_at}",))
+        with run.attempt() as attempt:
+            assert attempt.end() == code, attempt.log()
+        assert attempt.handover()["starts"] == starts
+    assert "in step 23" in attempt.handover()["reason"]
+
+
 def test_a_hang_at_the_same_step_ends_after_three_starts_with_its_stack(tmp_path: Path) -> None:
     run = Run(tmp_path, args=("hang_at=37", "workers=1"), save_interval=10, hang_min_s=0.6, hang_factor=3.0)
     with run.attempt() as attempt:

@@ -1,0 +1,62 @@
+"""The judgement on a crash: this program, this machine, or never again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.attempt import End
+from agent.exit_codes import PERMANENT, TEMPORARY
+from agent.failures import Restarts
+from agent.keeper import Ended
+from agent.verdict import crashed
+
+BOOM = "RuntimeError: boom"
+NO_MODULE = "ModuleNotFoundError: No module named 'jax'"
+NO_FILE = "FileNotFoundError: [Errno 2] No such file or directory: 'cvmfs/x'"
+
+
+def judged(line: str, *, restored: int = 0, stepped: bool = False, starts: int = 1) -> End | None:
+    """The end after ``starts`` crashes with this line; ``restored``: the commit that the attempt began with, ``stepped``: it made a step."""
+    attempt: Any = SimpleNamespace(
+        restored_step=restored,
+        stepped=stepped,
+        log=SimpleNamespace(last_lines=lambda: [line]),
+        handover=SimpleNamespace(starts=1),
+        place=SimpleNamespace(machine="m"),
+        warn=lambda text: None,
+    )
+    training: Any = SimpleNamespace(
+        ended=Ended(1, None),
+        keeper=SimpleNamespace(problem=""),
+        clock=SimpleNamespace(first=None),
+        start=SimpleNamespace(resume_step=20),
+        step=20,
+    )
+    hang: Any = SimpleNamespace(memory_kills=1 << 40, hung=False)
+    restarts, end = Restarts(), None
+    for _ in range(starts):
+        assert end is None
+        end = crashed(attempt, training, hang, restarts)
+    return end
+
+
+def test_three_starts_without_a_step_end_the_run_only_where_it_made_steps() -> None:
+    assert judged(BOOM, restored=20, starts=2) is None
+    here = judged(BOOM, restored=20, stepped=True, starts=3)
+    assert here is not None and here.exit_code == PERMANENT and "in step 21" in here.reason
+    elsewhere = judged(BOOM, restored=20, starts=3)
+    assert elsewhere is not None and elsewhere.exit_code == TEMPORARY
+    assert "no start on m made a step" in elsewhere.reason and "step 20" in elsewhere.reason
+    own = judged(BOOM, starts=3)  # the checkpoint is this attempt's own
+    assert own is not None and own.exit_code == PERMANENT
+
+
+@pytest.mark.parametrize("line", [NO_MODULE, NO_FILE])
+def test_what_only_this_machine_lacks_is_tried_elsewhere_at_once(line: str) -> None:
+    end = judged(line, restored=20)
+    assert end is not None and end.exit_code == TEMPORARY
+    assert judged(line, restored=20, stepped=True) is None  # it was here a moment ago
+    assert judged(line, restored=20, stepped=True, starts=3) == judged(line, stepped=True, starts=3)
