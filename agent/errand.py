@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from agent.errors import SegueError
 from agent.loop import Loop, forget_signals
 from agent.processes import die_with_parent
 
@@ -43,6 +44,8 @@ class Outcome:
     error: str = ""
     message: str = ""
     seconds: float = 0.0
+    foreseen: bool = False
+    """The error is a SegueError: its message was written for the user, and its class says whether to try again."""
 
     @property
     def ok(self) -> bool:
@@ -104,6 +107,7 @@ class Errand:
                     message.get("error", ""),
                     message.get("message", ""),
                     time.monotonic() - self._began,
+                    message.get("foreseen", False),
                 )
         if not data or self._outcome is not None:
             self._end(
@@ -168,7 +172,8 @@ def _child(agent: int, writer: int, work: Work, low_priority: bool) -> None:
             say({"value": work(lambda report: say({"report": report}))})
         except Exception as error:
             name = "OSError" if isinstance(error, OSError) else type(error).__name__
-            say({"error": name, "message": str(error) or repr(error), "value": _details(error)})
+            told = {"error": name, "message": str(error) or repr(error), "value": _details(error)}
+            say({**told, "foreseen": isinstance(error, SegueError)})
         code = 0
     finally:
         os._exit(code)

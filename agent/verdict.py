@@ -53,6 +53,9 @@ def cannot_open(outcome: Outcome) -> End:
     """Claim, restore or inputs failed, and no newer attempt is the reason."""
     if outcome.error in _ELSEWHERE:
         return End("temporary", exit_codes.TEMPORARY, outcome.message)
+    if not outcome.foreseen:  # memory or processes lack here, or it is a mistake of ours: the retries are bounded
+        reason = f"the run could not be opened: {outcome.error}: {outcome.message}"
+        return End("temporary", exit_codes.TEMPORARY, reason)
     return End("failed", exit_codes.PERMANENT, outcome.message)
 
 

@@ -145,6 +145,22 @@ def test_a_bare_error_of_a_disk_is_tried_elsewhere(kind: type[OSError]) -> None:
     assert ended(work).exit_code == TEMPORARY
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), KeyError("size")])
+def test_what_nobody_expected_is_tried_elsewhere(error: Exception) -> None:
+    def work() -> Opening:
+        raise error
+
+    end = ended(work)
+    assert end.exit_code == TEMPORARY and type(error).__name__ in end.reason
+
+
+def test_what_only_the_user_can_mend_is_never_tried_again() -> None:
+    def work() -> Opening:
+        raise BadInput("outputs: has files that are not this run's")
+
+    assert ended(work) == End("failed", PERMANENT, "outputs: has files that are not this run's")
+
+
 def test_an_archive_damaged_on_its_way_is_tried_elsewhere_and_one_damaged_in_staging_never(start: Start) -> None:
     assert start.job.code is not None
     path = start.job.inputs_root / start.job.code.archive
