@@ -62,7 +62,8 @@ class Keeper:
         self.trainer: int | None = None
         """The trainer's process id, which is its process group and session too; None until it runs."""
         self.problem = ""
-        """Why it could not be started, empty otherwise."""
+        """Why it could not be started, empty otherwise; ``problem_errno`` is the system's number for it."""
+        self.problem_errno = 0
         agent = os.getpid()
         control, self._control = os.pipe()
         self._results, results = os.pipe()
@@ -108,6 +109,7 @@ class Keeper:
     def _hear(self, message: dict[str, Any]) -> None:
         self.trainer = message.get("pid", self.trainer)
         self.problem = message.get("problem", self.problem)
+        self.problem_errno = message.get("errno", self.problem_errno)
         self._status = message.get("status", self._status)
 
     def _over(self) -> None:
@@ -173,7 +175,11 @@ def _start(
     """Fork and execute the trainer; None when it cannot be executed. A close-on-exec pipe tells which."""
     keeper = os.getpid()
     trouble, tell = os.pipe()
-    trainer = os.fork()
+    try:
+        trainer = os.fork()
+    except OSError as error:
+        say({"problem": f"{argv[0]}: {os.strerror(error.errno or 0)}", "errno": error.errno})
+        return None
     if trainer == 0:
         try:
             forget_signals()
@@ -189,7 +195,7 @@ def _start(
             os.execvpe(argv[0], argv, environment)
         except OSError as error:
             where = directory if error.filename in (str(directory), directory) else argv[0]
-            os.write(tell, f"{where}: {os.strerror(error.errno or 0)}".encode())
+            os.write(tell, f"{error.errno or 0} {where}: {os.strerror(error.errno or 0)}".encode())
         finally:
             os._exit(127)
     os.close(tell)
@@ -197,7 +203,8 @@ def _start(
     os.close(trouble)
     if problem:
         os.waitpid(trainer, 0)
-        say({"problem": problem.decode(errors="replace")})
+        number, _, text = problem.decode(errors="replace").partition(" ")
+        say({"problem": text, "errno": int(number)})
         return None
     return trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ _ELSEWHERE = (
     "DamagedOnTheWay",
 )
 """What a disk, a mount or a transfer did; an OSError of any kind has that name (errand.py)."""
+_NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG)
+"""The system's words for a program that is no program; whatever else it says, the machine is at fault."""
 _HOPELESS = 2.0
 _MOST_NAMES = 8
 
@@ -165,7 +168,12 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
     ended = training.ended
     assert ended is not None
     lines = attempt.log.last_lines()
-    if training.keeper.problem:
+    if training.keeper.problem and training.keeper.problem_errno not in _NO_PROGRAM:
+        sentence = (
+            f"the trainer cannot be started on this machine: {training.keeper.problem}; the segment goes on elsewhere"
+        )
+        failure = Failure("node-fault", Verdict.ELSEWHERE, sentence)
+    elif training.keeper.problem:
         sentence = f"the trainer cannot be started: {training.keeper.problem}; check python and args in run.toml"
         failure = Failure("not-found", Verdict.NEVER, sentence)
     else:

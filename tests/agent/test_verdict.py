@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +20,12 @@ NO_MODULE = "ModuleNotFoundError: No module named 'jax'"
 NO_FILE = "FileNotFoundError: [Errno 2] No such file or directory: 'cvmfs/x'"
 
 
-def judged(line: str, *, restored: int = 0, stepped: bool = False, starts: int = 1) -> End | None:
-    """The end after ``starts`` crashes with this line; ``restored``: the commit that the attempt began with, ``stepped``: it made a step."""
+def judged(
+    line: str = "", *, restored: int = 0, stepped: bool = False, starts: int = 1, trouble: int = 0
+) -> End | None:
+    """The end after ``starts`` crashes with this line; ``restored``: the commit that the attempt began with, ``stepped``: it made a step,
+    ``trouble``: why the trainer cannot be executed.
+    """
     attempt: Any = SimpleNamespace(
         restored_step=restored,
         stepped=stepped,
@@ -30,7 +36,7 @@ def judged(line: str, *, restored: int = 0, stepped: bool = False, starts: int =
     )
     training: Any = SimpleNamespace(
         ended=Ended(1, None),
-        keeper=SimpleNamespace(problem=""),
+        keeper=SimpleNamespace(problem=os.strerror(trouble) if trouble else "", problem_errno=trouble),
         clock=SimpleNamespace(first=None),
         start=SimpleNamespace(resume_step=20),
         step=20,
@@ -60,3 +66,21 @@ def test_what_only_this_machine_lacks_is_tried_elsewhere_at_once(line: str) -> N
     assert end is not None and end.exit_code == TEMPORARY
     assert judged(line, restored=20, stepped=True) is None  # it was here a moment ago
     assert judged(line, restored=20, stepped=True, starts=3) == judged(line, stepped=True, starts=3)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOENT, PERMANENT),
+        (errno.EACCES, PERMANENT),
+        (errno.ENOEXEC, PERMANENT),
+        (errno.EIO, TEMPORARY),
+        (errno.ESTALE, TEMPORARY),
+        (errno.EAGAIN, TEMPORARY),
+    ],
+)
+def test_a_program_that_a_machine_cannot_read_or_start_is_tried_elsewhere(number: int, code: int) -> None:
+    end = judged(trouble=number)
+    assert end is not None and end.exit_code == code and os.strerror(number) in end.reason
+    resumed = judged(trouble=number, restored=20)
+    assert resumed is not None and resumed.exit_code == TEMPORARY
