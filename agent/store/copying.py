@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread
+from threading import enumerate as enumerate_threads
 
 from agent.store.errors import Cancelled, ReadFailed
 from agent.store.fs import FileSystem, write_all
@@ -151,11 +152,14 @@ def each(tasks: Sequence[Callable[[memoryview], None]], workers: int, pace: Pace
             thread.join()
     except BaseException:  # an interrupt: the caller will close what the workers write to
         pace.stop()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        # No join: CPython takes a thread for ended whose join was interrupted. One whose start was cut short runs in a moment, or never;
+        # it must find the pace stopped, so that stays.
+        until = time.monotonic() + 1.0
+        while alive := [thread for thread in threads if thread in enumerate_threads()]:
+            if time.monotonic() > until and not any(thread.ident for thread in alive):
+                break
+            time.sleep(0.001)
         raise
-    finally:
-        pace.stop(False)
+    pace.stop(False)
     if errors:
         raise errors[0]
