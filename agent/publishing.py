@@ -22,6 +22,8 @@ _FIRST_RETRY_S = 2.0
 _LONGEST_RETRY_S = 30.0
 _FULL_LOOK_S = 5.0
 _COST_SHARE = 1000.0
+_COPIED_BYTES = 16 << 20
+"""Files up to this size are copied into the second snapshot of a checkpoint that changed under its first: a log beside it that still grows."""
 
 PublishWork = Callable[[Finished, Path, Report], dict[str, Any]]
 
@@ -138,8 +140,8 @@ class Publisher:
         def work(report: Report) -> dict[str, Any]:
             from agent.store import snapshot
 
-            snapshot(finished.root, finished.paths, waiting.snapshot)
-            return {}
+            copied = _COPIED_BYTES if self._retaken == finished.step else -1
+            return {"seen": snapshot(finished.root, finished.paths, waiting.snapshot, copied=copied)}
 
         def done(outcome: Outcome) -> None:
             self._snapshotting = None
@@ -149,7 +151,7 @@ class Publisher:
                     self.spacing = finished.step - self.finished_step
                 self.finished_step = finished.step
                 self.finished_at = time.time()
-                self._add(waiting)
+                self._add(replace(waiting, finished=replace(finished, seen=outcome.value["seen"])))
             else:
                 self._failed_snapshots += 1
                 if self._failed_snapshots >= 3 or self._retaken == finished.step:

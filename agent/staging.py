@@ -189,7 +189,9 @@ class Staging:
             finished.step, finished.label, self.job.recipe, parent, pace=dict(pace), metrics=dict(metrics)
         )
         rate = self.job.publish_bytes_per_s
-        commit = store.publish(owner, snapshot, metadata, retention=self._retention(), bytes_per_second=rate)
+        commit = store.publish(
+            owner, snapshot, metadata, seen=finished.seen, retention=self._retention(), bytes_per_second=rate
+        )
         return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, owner)}
 
     def _retention(self) -> Retention:

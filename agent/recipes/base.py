@@ -41,13 +41,15 @@ class Start:
 class Finished:
     """A checkpoint that the trainer has finished writing.
 
-    ``paths`` are relative to ``root`` and go into the commit: the checkpoint's directory and the files beside it.
+    ``paths`` are relative to ``root`` and go into the commit: the checkpoint's directory and the files beside it. ``seen``: the
+    fingerprint of its snapshot, once there is one.
     """
 
     step: int
     label: str
     root: Path
     paths: tuple[str, ...]
+    seen: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from agent.store.errors import (
 from agent.store.fs import FileSystem, write_all
 from agent.store.manifest import LARGEST_MANIFEST, Manifest, read_manifest
 from agent.store.names import Commit
-from agent.store.tree import as_name, scan
+from agent.store.tree import as_name, fingerprint, scan
 
 WORKERS = 2
 
@@ -53,6 +53,8 @@ class Plan:
     source: str
     manifest: Manifest
     layout: Layout
+    times: Mapping[str, float] = field(default_factory=dict)
+    """When each file was modified: none may change from here to the end."""
 
     @property
     def final(self) -> str:
@@ -62,15 +64,20 @@ class Plan:
         return f"{self.directory}/{names.temporary_name(self.manifest.step, self.manifest.epoch, token)}"
 
 
-def plan(fs: FileSystem, root: str, source: Path, epoch: int, metadata: Metadata, now: float) -> Plan:
-    """Look at the snapshot and lay the archive out. Raises BadCheckpoint, OSError."""
+def plan(
+    fs: FileSystem, root: str, source: Path, epoch: int, metadata: Metadata, now: float, seen: str | None = None
+) -> Plan:
+    """Look at the snapshot and lay the archive out. ``seen``: its fingerprint when it was made. Raises BadCheckpoint, OSError."""
     try:
         found = sorted(fs.names(str(source)))
     except FileNotFoundError as error:
         raise CheckpointChanged(f"{source}: there is no snapshot to publish") from error
     if not found:
         raise BadCheckpoint(f"{source}: the snapshot is empty; an empty checkpoint is not published")
-    entries = scan(fs, source, found)
+    times: dict[str, float] = {}
+    entries = scan(fs, source, found, times)
+    if seen is not None and fingerprint(entries, times) != seen:
+        raise CheckpointChanged(f"{source}: it changed after its snapshot was made; was it still being written?")
     manifest = Manifest(
         Path(root).name,
         metadata.step,
@@ -89,7 +96,7 @@ def plan(fs: FileSystem, root: str, source: Path, epoch: int, metadata: Metadata
         raise BadCheckpoint(
             f"{source}: it has {len(entries)} members, more than a manifest can list; pack the many small ones"
         )
-    return Plan(f"{root}/{names.CHECKPOINTS}", str(source), manifest, manifest.layout(size))
+    return Plan(f"{root}/{names.CHECKPOINTS}", str(source), manifest, manifest.layout(size), times)
 
 
 def already_there(fs: FileSystem, path: str) -> bool:
@@ -167,15 +174,18 @@ def write_archive(fs: FileSystem, fd: int, job: Plan, pace: Pace, workers: int) 
         try:
             source = fs.open(path)
         except FileNotFoundError as error:
-            raise CheckpointChanged(f"{path}: it vanished while it was published") from error
+            raise vanished(path) from error
         except OSError as error:
             raise unreadable(path, error) from error
         try:
             before = fs.stat_open(source)
+            modified = job.times.get(job.manifest.entries[number].path, before.modified)
+            if before.modified != modified:
+                raise changed(path)
             done, digests[number] = hash_through(fs, source, 0, size, buffer, pace, fd, offset, write_early=True)
             after = fs.stat_open(source)
-            if done != size or (after.size, after.modified) != (size, before.modified):
-                raise CheckpointChanged(f"{path}: it changed while it was published; was it still being written?")
+            if done != size or (after.size, after.modified) != (size, modified):
+                raise changed(path)
         except ReadFailed as error:
             raise unreadable(path, error) from error
         finally:
@@ -183,9 +193,33 @@ def write_archive(fs: FileSystem, fd: int, job: Plan, pace: Pace, workers: int) 
 
     largest_first = sorted(job.layout.pieces, key=lambda piece: piece.size, reverse=True)
     each([partial(copy, piece.offset, piece.size, piece.number) for piece in largest_first], workers, pace)
+    require_unchanged(fs, job)
     for offset, data in job.layout.fixed:
         write_all(fs, fd, data, offset)
     write_all(fs, fd, job.manifest.with_digests(digests).encode(), job.layout.manifest_offset)
+
+
+def require_unchanged(fs: FileSystem, job: Plan) -> None:
+    """One file may have been rewritten while another was read: the two do not belong together. An empty one is looked at only here."""
+    for entry in job.manifest.entries:
+        if entry.path in job.times:
+            path = f"{job.source}/{as_name(entry.path)}"
+            try:
+                found = fs.stat(path)
+            except FileNotFoundError as error:
+                raise vanished(path) from error
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if (found.size, found.modified) != (entry.size, job.times[entry.path]):
+                raise changed(path)
+
+
+def changed(path: str) -> CheckpointChanged:
+    return CheckpointChanged(f"{path}: it changed while it was published; was it still being written?")
+
+
+def vanished(path: str) -> CheckpointChanged:
+    return CheckpointChanged(f"{path}: it vanished while it was published")
 
 
 def unreadable(path: str, error: OSError) -> StoreError:

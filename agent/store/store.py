@@ -292,19 +292,20 @@ class Store:
         snapshot: Path,
         metadata: Metadata,
         *,
+        seen: str | None = None,
         retention: Retention | None = None,
         bytes_per_second: float | None = None,
         cancelled: Callable[[], bool] = never,
         progress: Callable[[int], None] | None = None,
     ) -> Commit:
-        """Make everything in the directory ``snapshot`` a commit; when this returns, it is durable.
+        """Make everything in the directory ``snapshot`` a commit; when this returns, it is durable. ``seen``: what ``snapshot`` returned.
 
         With ``retention``, a commit that does not fit makes room by it first. Raises Superseded, NoRoom, BadCheckpoint,
         SnapshotUnreadable, Cancelled, StoreUnavailable; then nothing was committed, and what was committed before stays.
         """
         with speaking("publishing to", self._root):
             self.require_own(claim)
-            job = plan(self.fs, self._root, snapshot, claim.epoch, metadata, self._clock())
+            job = plan(self.fs, self._root, snapshot, claim.epoch, metadata, self._clock(), seen)
             if already_there(self.fs, job.final):
                 acknowledge(self.fs, job)
                 return as_commit(self.fs, job)

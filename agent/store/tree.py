@@ -6,8 +6,9 @@ The snapshot costs no room and no time; the trainer may delete its own names whi
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent.store.archive import Entry
@@ -28,21 +29,23 @@ def as_name(text: str) -> str:
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
-def scan(fs: FileSystem, root: Path, paths: Sequence[str]) -> tuple[Entry, ...]:
-    """All that lies under ``paths`` (relative to ``root``), with the directories above them, sorted by path.
+def scan(fs: FileSystem, root: Path, paths: Sequence[str], times: dict[str, float] | None = None) -> tuple[Entry, ...]:
+    """All that lies under ``paths`` (relative to ``root``), with the directories above them, sorted by path; ``times`` gets the
+    modification time of each file.
 
     Raises BadCheckpoint for what a restore would refuse: devices, sockets, pipes, links that lead out; CheckpointChanged for a missing path.
     """
     found: dict[str, Entry] = {}
     top = str(root)
+    times = {} if times is None else times
     try:
         for path in paths:
             clean = _relative(path)
             parts = clean.split("/")
             for depth in range(1, len(parts)):
                 above = "/".join(parts[:depth])
-                found[as_text(above)] = _entry(fs, top, above)
-            for entry in _walk(fs, top, clean):
+                found[as_text(above)] = _entry(fs, top, above, times)
+            for entry in _walk(fs, top, clean, times):
                 found[entry.path] = entry
     except FileNotFoundError as error:
         raise CheckpointChanged(
@@ -64,18 +67,19 @@ def _relative(path: str) -> str:
     return "/".join(parts)
 
 
-def _walk(fs: FileSystem, top: str, path: str) -> Iterator[Entry]:
-    entry = _entry(fs, top, path)
+def _walk(fs: FileSystem, top: str, path: str, times: dict[str, float]) -> Iterator[Entry]:
+    entry = _entry(fs, top, path, times)
     yield entry
     if entry.kind == "directory":
         for name in sorted(fs.names(f"{top}/{path}")):
-            yield from _walk(fs, top, f"{path}/{name}")
+            yield from _walk(fs, top, f"{path}/{name}", times)
 
 
-def _entry(fs: FileSystem, top: str, path: str) -> Entry:
+def _entry(fs: FileSystem, top: str, path: str, times: dict[str, float]) -> Entry:
     full = f"{top}/{path}"
     found = fs.stat(full)
     if found.kind == "file":
+        times[as_text(path)] = found.modified
         return Entry(as_text(path), "file", found.mode, found.size)
     if found.kind == "link":
         return Entry(as_text(path), "link", 0o777, target=as_text(fs.readlink(full)))
@@ -84,8 +88,22 @@ def _entry(fs: FileSystem, top: str, path: str) -> Entry:
     raise BadCheckpoint(f"{full}: a device, socket or pipe cannot be part of a checkpoint")
 
 
-def snapshot(root: Path, paths: Sequence[str], destination: Path, fs: FileSystem | None = None) -> None:
-    """Hard-link ``paths`` of ``root`` into the new directory ``destination``; copies where links are impossible.
+def fingerprint(entries: Sequence[Entry], times: Mapping[str, float]) -> str:
+    """Of names, sizes and modification times: another one means that something changed. Not of inodes and change times: links and
+    some file systems alter those.
+    """
+    digest = hashlib.sha256()
+    for entry in entries:
+        line = f"{entry.path}\0{entry.kind}\0{entry.size}\0{entry.target}\0{times.get(entry.path)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def snapshot(
+    root: Path, paths: Sequence[str], destination: Path, fs: FileSystem | None = None, copied: int = -1
+) -> str:
+    """Hard-link ``paths`` of ``root`` into the new directory ``destination``; copies where links are impossible, and files of up to
+    ``copied`` bytes. Returns its fingerprint as the files were in the beginning: a link does not protect from a trainer that goes on writing.
 
     Raises CheckpointChanged when something vanishes meanwhile (nothing is left behind), StoreError on a failing disk.
     """
@@ -94,12 +112,14 @@ def snapshot(root: Path, paths: Sequence[str], destination: Path, fs: FileSystem
     with speaking("making a snapshot in", target):
         fs.mkdir(target, 0o700)
         try:
-            entries = scan(fs, root, paths)
+            times: dict[str, float] = {}
+            entries = scan(fs, root, paths, times)
             for entry in entries:
-                _place(fs, f"{root}/{as_name(entry.path)}", f"{target}/{as_name(entry.path)}", entry)
+                _place(fs, f"{root}/{as_name(entry.path)}", f"{target}/{as_name(entry.path)}", entry, times, copied)
             for entry in reversed(entries):
                 if entry.kind == "directory":
                     fs.chmod(f"{target}/{as_name(entry.path)}", entry.mode)
+            return fingerprint(entries, times)
         except FileNotFoundError as error:
             remove_tree(fs, target)
             raise CheckpointChanged(f"{root}: it vanished while the snapshot was made; was it deleted?") from error
@@ -108,18 +128,24 @@ def snapshot(root: Path, paths: Sequence[str], destination: Path, fs: FileSystem
             raise
 
 
-def _place(fs: FileSystem, source: str, target: str, entry: Entry) -> None:
+def _place(fs: FileSystem, source: str, target: str, entry: Entry, times: dict[str, float], copied: int) -> None:
     if entry.kind == "directory":
         fs.mkdir(target, 0o700)
     elif entry.kind == "link":
         fs.symlink(as_name(entry.target), target)
     else:
         try:
-            fs.link(source, target)
+            if entry.size > copied:
+                fs.link(source, target)
+                return
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            _copy(fs, source, target, entry)
+        _copy(fs, source, target, entry)
+        found = fs.stat(source)
+        if (found.size, found.modified) != (entry.size, times[entry.path]):
+            raise CheckpointChanged(f"{source}: it changed while the snapshot was made; was it still being written?")
+        times[entry.path] = fs.stat(target).modified
 
 
 def _copy(fs: FileSystem, source: str, target: str, entry: Entry) -> None:

@@ -43,6 +43,8 @@ def published(
 
 def test_a_checkpoint_that_changed_is_published_from_a_second_snapshot(loop: Loop, tmp_path: Path) -> None:
     def work(finished: Finished, snapshot: Path, report: Report) -> dict[str, Any]:
+        linked = (snapshot / "10" / "weights").stat().st_nlink
+        assert (linked, len(finished.seen or "")) == (2 if snapshot.name.endswith("-1") else 1, 64)
         if snapshot.name.endswith("-1"):
             raise CheckpointChanged("it changed while it was published")
         return {}

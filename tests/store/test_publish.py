@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.bundle import build_agent
-from agent.store import BadCheckpoint, Budget, Cancelled, Claim, Claimant, Metadata, NoRoom, Retention, Store
+from agent.store import BadCheckpoint, Budget, Cancelled, Claim, Claimant, Metadata, NoRoom, Retention, Store, snapshot
 from agent.store.errors import CheckpointChanged, SnapshotUnreadable
 from agent.store.fs import PosixFileSystem
 from tests.store.trees import make_checkpoint
@@ -196,6 +196,64 @@ def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_no_commit(store: 
     with pytest.raises(CheckpointChanged, match="changed while it was published"):
         store.publish(claim, source, Metadata(10, "10"), progress=rewrite)
     assert listing(store) == []
+
+
+def rewritten(path: Path, data: bytes) -> None:
+    """The trainer writes into the same file again, later than anything before."""
+    about = path.stat()
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 10_000_000))
+
+
+@pytest.mark.parametrize("copied", [-1, 1 << 20])
+def test_what_is_rewritten_after_its_snapshot_is_no_commit_unless_it_was_copied(
+    store: Store, tmp_path: Path, copied: int
+) -> None:
+    claim = store.claim(Claimant(), {})
+    trainer = make_checkpoint(tmp_path / "trainer", 10)
+    (trainer / "optimizer").write_bytes(b"of step 10")
+    seen = snapshot(trainer, ["10", "optimizer"], tmp_path / "snap", copied=copied)
+    rewritten(trainer / "optimizer", b"of step 20")
+    if copied < 0:
+        with pytest.raises(CheckpointChanged, match="changed after its snapshot was made"):
+            store.publish(claim, tmp_path / "snap", Metadata(10, "10"), seen=seen)
+        assert listing(store) == []
+    else:
+        store.publish(claim, tmp_path / "snap", Metadata(10, "10"), seen=seen)
+        (tmp_path / "back").mkdir()
+        store.restore(tmp_path / "back")
+        assert (tmp_path / "back" / "optimizer").read_bytes() == b"of step 10"
+
+
+@pytest.mark.parametrize("name", ["params/d/2.bin", "empty"])
+def test_files_of_two_saves_are_no_commit(store: Store, tmp_path: Path, name: str) -> None:
+    """Each file is whole, but one was rewritten after it was read, or not looked at because it was empty."""
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10)
+    total = sum(path.stat().st_size for path in (source / "10/params/d").iterdir())
+
+    def rewrite(done: int) -> None:
+        if done == total:  # the largest file is read first
+            rewritten(source / "10" / name, b"new")
+
+    with pytest.raises(CheckpointChanged, match=rf"{name}: it changed while it was published"):
+        Store(store.root, workers=0).publish(claim, source, Metadata(10, "10"), progress=rewrite)
+    assert listing(store) == []
+
+
+def test_a_file_that_changes_while_it_is_copied_into_a_snapshot_is_no_snapshot(tmp_path: Path) -> None:
+    trainer = make_checkpoint(tmp_path / "trainer", 10)
+
+    class Growing(PosixFileSystem):
+        def create(self, path: str, mode: int = 0o644) -> int:
+            if path.endswith("1.bin"):
+                rewritten(trainer / "10/params/d/1.bin", b"new")
+            return super().create(path, mode)
+
+    with pytest.raises(CheckpointChanged, match="changed while the snapshot was made"):
+        snapshot(trainer, ["10"], tmp_path / "snap", Growing(), copied=1 << 20)
+    assert not (tmp_path / "snap").exists()
 
 
 def test_a_source_that_cannot_be_opened_is_not_blamed_on_staging(store: Store, tmp_path: Path) -> None:
