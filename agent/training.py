@@ -101,11 +101,13 @@ class Training:
         files.progress.unlink(missing_ok=True)
         recipe.prepare(start)
         recipe.checkpoint_root(start).mkdir(parents=True, exist_ok=True)
+        told = environment(start, recipe, files, more_environment)
+        log.hide(told.get("WANDB_API_KEY", ""))
         self._output = Output(loop, log, self._line)
         self.keeper = Keeper(
             loop,
             recipe.command(start),
-            environment(start, recipe, files, more_environment),
+            told,
             recipe.working_directory(start),
             self._output.writer,
             self._end,

@@ -111,7 +111,9 @@ if __name__ == "__main__":
         print("compiled already" if cache.exists() else "compiling", flush=True)
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text("machine code")
-    if "print_env" in OPTIONS:
+    if OPTIONS.get("print_env") == "all":
+        print(dict(os.environ), flush=True)
+    elif "print_env" in OPTIONS:
         names = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_MODE", "WANDB_API_KEY")
         print(
             json.dumps(

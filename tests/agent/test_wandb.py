@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import Wandb
+from agent.exit_codes import PERMANENT
 from tests.agent.support import Run
 
 WANDB = Wandb("arm", "plain-0a1b", group="plain", name="plain", tags=("a",), mode="offline", key_file="wandb.key")
@@ -55,6 +57,20 @@ def test_the_key_reaches_the_trainers_process_and_nothing_else(tmp_path: Path) -
         "WANDB_API_KEY": "WANDB_API_KEY",
     }
     assert KEY.encode() not in everything_below(tmp_path)
+
+
+def test_a_trainer_that_prints_its_environment_shows_the_key_to_nobody(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=20, args=("print_env=all", "crash_at=15"), wandb=WANDB)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "wandb.key").write_text(KEY + "\n")
+    with run.attempt(scratch=scratch) as attempt:
+        assert attempt.end() == PERMANENT
+    assert "'WANDB_API_KEY': '***'" in attempt.log()
+    assert any("'WANDB_API_KEY': '***'" in line for line in attempt.handover()["last_lines"])
+    kept = b"".join(gzip.decompress(path.read_bytes()) for path in (run.store / "logs").glob("*.gz"))
+    assert b"'WANDB_API_KEY': '***'" in kept
+    assert KEY.encode() not in kept + everything_below(tmp_path)
 
 
 def test_without_a_key_it_writes_offline_and_says_so(tmp_path: Path) -> None:
