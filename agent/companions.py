@@ -22,6 +22,7 @@ from agent.training import Training
 _KEEP_S = 60.0
 _COST_SHARE = 100.0
 _LAST_S = 20.0
+_LEAVE_RESERVE_S = 1.0
 _PROBE_WAIT_S = 2.0
 
 
@@ -165,7 +166,7 @@ class Companions:
         began = time.monotonic()
         until += began - time.time()
         self._wait(began, until)
-        if self._keeping is None and time.monotonic() < until and not self._attempt.leave_now:
+        if self._keeping is None and time.monotonic() < self._limit(until) and not self._attempt.leave_now:
             self.keep()  # one that was under way has not seen the end
             self._wait(began, until)
         if self._keeping is not None:
@@ -178,8 +179,19 @@ class Companions:
 
     def _wait(self, began: float, until: float) -> None:
         """For the keeping under way: longer than usual where it moves much, which it says itself."""
-        while self._keeping is not None and not self._attempt.leave_now:
-            limit = min(until, began + patience_s(self._bytes, _LAST_S))
+        attempt = self._attempt
+        while self._keeping is not None and not attempt.leave_now:
+            limit = min(self._limit(until), began + patience_s(self._bytes, _LAST_S))
             if time.monotonic() >= limit:
                 return
-            self._attempt.loop.run_until(lambda: self._keeping is None or self._attempt.leave_now, limit)
+            attempt.loop.run_until(
+                lambda known=attempt.leaving_until: (  # type: ignore[misc]
+                    self._keeping is None or attempt.leave_now or attempt.leaving_until != known
+                ),
+                limit,
+            )
+
+    def _limit(self, until: float) -> float:
+        """``until``, or sooner when a SIGTERM has come meanwhile."""
+        leaving = self._attempt.leaving_until
+        return until if leaving is None else min(until, time.monotonic() + leaving - _LEAVE_RESERVE_S - time.time())

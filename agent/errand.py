@@ -25,6 +25,7 @@ _SLOWEST_BYTES_S = 20e6
 Report = Callable[[dict[str, Any]], None]
 Work = Callable[[Report], dict[str, Any]]
 
+NO_PROCESS = -1
 running: set[int] = set()
 """Process ids of the errands under way: not to be taken for orphans of a trainer."""
 
@@ -79,11 +80,17 @@ class Errand:
         agent = os.getpid()
         self._fd, writer = os.pipe()
         os.set_blocking(self._fd, False)
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError as error:  # too many processes or no memory, for now
+            self.pid = NO_PROCESS
+            told = {"error": "OSError", "message": f"no process for this: {error}"}
+            os.write(writer, json.dumps(told).encode() + b"\n")  # as a child does, so that it is heard later
         if self.pid == 0:
             _child(agent, writer, work, low_priority)
         os.close(writer)
-        running.add(self.pid)
+        if self.pid != NO_PROCESS:
+            running.add(self.pid)
         loop.watch(self._fd, self._readable)
         self._watchdog = loop.every(min(silent_s, 5.0), self._watch)
 
@@ -121,6 +128,8 @@ class Errand:
             self._end(Outcome({}, "Hung", f"staging did not answer for {silent:.0f} s", time.monotonic() - self._began))
 
     def _kill(self) -> None:
+        if self.pid == NO_PROCESS:
+            return
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:

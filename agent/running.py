@@ -60,7 +60,7 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
             end = End("temporary", exit_codes.TEMPORARY, f"the agent itself failed: {type(error).__name__}: {error}")
         code = _finish(attempt, end, handover_path)
         if segment_run is not None:
-            segment_run.close(end)
+            _close(segment_run, end)
         return code
     finally:
         kill_below(os.getpid(), seconds=5.0)
@@ -101,6 +101,14 @@ def _signalled(attempt: Attempt, number: int) -> None:
     attempt.leaving_until = time.time() + attempt.place.vacate_s
     attempt.say(f"{name}: leaving within {attempt.place.vacate_s:.0f} s")
     attempt.on_leaving()
+
+
+def _close(segment_run: Segment, end: End) -> None:
+    """Nothing that fails when the end is written down changes it: a complete run's job must not fail for the keeping of its log."""
+    try:
+        segment_run.close(end)
+    except Exception as error:
+        segment_run.attempt.say(f"closing the attempt failed ({type(error).__name__}: {error}); how it ended stays")
 
 
 def _finish(attempt: Attempt, end: End, path: Path) -> int:

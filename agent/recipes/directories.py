@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from agent.recipes.base import Finished, Start
@@ -29,11 +30,13 @@ def remove(path: Path) -> None:
 def thin_out(start: Start, found: list[Finished], keep: int = 2) -> list[Finished]:
     """Remove older finished checkpoints of a trainer that never does: a full scratch disk ends the job.
 
-    The newest ``keep`` stay, and steps that retention.every wants published. Returns those that stay.
+    The newest ``keep`` stay, and steps that retention.every wants published. Returns those that stay. What cannot be removed stays in
+    scratch: no reason to stop a training.
     """
     every = start.job.retention.every
     staying = [one for one in found[:-keep] if every and one.step % every == 0 and one.step > start.resume_step]
     for one in found[:-keep]:
         if one not in staying:
-            remove(one.root / one.label)
+            with suppress(OSError):
+                remove(one.root / one.label)
     return [*staying, *found[-keep:]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errand import Errand, Outcome, Report
+from agent.errand import Errand, Outcome, Report, running
 from agent.keeper import Ended, Keeper
 from agent.loop import Loop
 from agent.output import Log, Output
@@ -90,6 +90,25 @@ def test_a_hung_errand_is_killed_and_the_loop_goes_on(loop: Loop) -> None:
 
 
 def test_a_killed_errand_is_noticed(loop: Loop) -> None:
+def test_a_fork_that_fails_is_an_outcome_like_any_other(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never an exception for whoever wanted to publish beside a healthy training; told later, as everybody expects."""
+
+    def no_more() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    outcomes: list[Outcome] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", no_more)
+        made = Errand(loop, lambda report: {}, outcomes.append)
+        given_up = Errand(loop, lambda report: {}, outcomes.append)
+    assert not made.finished and not outcomes and not running
+    given_up.cancel()
+    wait(loop, lambda: len(outcomes) == 2)
+    assert [one.error for one in outcomes] == ["Cancelled", "OSError"]
+    assert "no process" in outcomes[1].message and "unavailable" in outcomes[1].message
+    assert run_errand(loop, lambda report: {"again": 1})[0].ok
+
+
     outcome, _ = run_errand(loop, lambda report: os.kill(os.getpid(), signal.SIGKILL) or {}, low_priority=False)
     assert outcome.error == "Killed"
 

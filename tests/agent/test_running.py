@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from agent import handover as record
+from agent.companions import Companions
+from agent.errand import running
 from agent.handover import Handover
-from tests.agent.support import Run
+from agent.loop import Loop
+from tests.agent.support import ROOT, Run
 
 
 def test_a_name_that_no_text_can_hold_does_not_lose_the_handover(tmp_path: Path) -> None:
@@ -36,3 +42,39 @@ def test_a_scratch_directory_that_cannot_be_used_is_temporary_and_named(tmp_path
     handover = attempt.handover()
     assert (handover["state"], handover["exit_code"], handover["machine"] != "") == ("temporary", 75, True)
     assert f"the scratch directory {scratch} cannot be used" in handover["reason"]
+
+
+def test_what_fails_after_the_handover_changes_no_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=20)
+    breaking = "def no(self, until):\n    raise RuntimeError('no thread')\nimport agent.companions\nagent.companions.Companions.last = no\n"
+    (tmp_path / "sitecustomize.py").write_text(breaking)
+    with run.attempt(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as attempt:
+        assert attempt.end() == 0
+    assert attempt.handover()["state"] == "complete"
+    assert "closing the attempt failed (RuntimeError: no thread)" in attempt.log()
+
+
+@pytest.mark.forks
+def test_a_sigterm_while_the_log_is_kept_shortens_the_wait(tmp_path: Path) -> None:
+    """Staging that hangs at the end would otherwise hold the job beyond the grace that it was given."""
+    loop = Loop()
+    said: list[str] = []
+    attempt: Any = SimpleNamespace(
+        loop=loop, epoch=1, superseded="", leave_now=False, leaving_until=None, own=tmp_path, warn=said.append
+    )
+    attempt.log = SimpleNamespace(path=tmp_path / "log")
+    staging: Any = SimpleNamespace(keep=lambda *about: time.sleep(1000))
+    (tmp_path / "log").touch()
+
+    def told() -> None:
+        attempt.leaving_until = time.time() + 1.0
+
+    try:
+        companions = Companions(attempt, staging)
+        loop.after(0.01, told)
+        began = time.monotonic()
+        companions.last(time.time() + 1000.0)
+        assert time.monotonic() - began < 10.0
+        assert not running
+    finally:
+        loop.close()

@@ -62,6 +62,19 @@ def test_steps_end_a_segment_only_where_no_schedule_is_stretched_over_them(scrat
     assert value(LeRobot().command(told), "--steps") == "40"
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_ends_nothing(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = LeRobot().checkpoint_root(start(scratch))
+    for name in ("000010", "000020", "000030"):
+        saved(root, name, WHOLE)
+    (root / "last").symlink_to("000030")
+
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr("agent.recipes.directories.shutil.rmtree", busy)
+    assert steps(LeRobot().finished(start(scratch))) == [(20, "000020"), (30, "000030")]
+
+
 def test_only_what_last_vouches_for_is_finished(scratch: Path) -> None:
     root = LeRobot().checkpoint_root(start(scratch))
     saved(root, "000010", WHOLE)
@@ -69,6 +82,14 @@ def test_only_what_last_vouches_for_is_finished(scratch: Path) -> None:
     (root / "last").symlink_to("000010")
     saved(root, "000020", ("pretrained_model/train_config.json",))
     assert steps(LeRobot().finished(start(scratch))) == [(10, "000010")]
+
+
+def test_without_last_all_but_the_newest_is_finished(scratch: Path) -> None:
+    """A kill between two system calls of a save leaves it so; the newest may be half-written."""
+    root = LeRobot().checkpoint_root(start(scratch))
+    for name in ("000010", "000020", "000030"):
+        saved(root, name, WHOLE)
+    assert steps(LeRobot().finished(start(scratch))) == [(10, "000010"), (20, "000020")]
 
 
 def test_link_of_a_newer_version_is_absolute_or_relative(scratch: Path) -> None:

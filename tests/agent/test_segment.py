@@ -1,0 +1,83 @@
+"""What an attempt looks at while the trainer runs: a look that fails is said once, and the others go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.errors import SegueError
+from agent.segment import Segment
+
+
+def failing(name: str, seen: list[str], error: Exception | None) -> Callable[..., None]:
+    def look(*about: object) -> None:
+        seen.append(name)
+        if error is not None:
+            raise error
+
+    return look
+
+
+def segment_of(seen: list[str], error: Exception | None, broken: str, **fields: Any) -> tuple[Segment, Any, Any]:
+    """A segment in mid-training whose look named ``broken`` raises ``error``; the training and the hang that it looks at."""
+
+    def look(name: str) -> Callable[..., None]:
+        return failing(name, seen, error if name == broken else None)
+
+    warned: dict[str, str] = {}
+    attempt = SimpleNamespace(
+        deadline=SimpleNamespace(usable=time.time() + 1000.0),
+        experience=SimpleNamespace(pace=SimpleNamespace(publish_s=1.0, save_s=1.0)),
+        limit_s=1000.0,
+        leaving=False,
+        superseded="",
+        warned=warned,
+        warn=lambda text, key: warned.setdefault(key, text),
+    )
+    vars(attempt).update(fields)
+    made = object.__new__(Segment)
+    training = SimpleNamespace(
+        over=False, look=look("progress"), terminate=failing("terminate", seen, None), step=0, behind=None
+    )
+    training.start = SimpleNamespace(resume_step=0, save_interval=None)
+    stand_ins = {
+        "attempt": attempt,
+        "job": SimpleNamespace(kill_grace_s=1.0),
+        "recipe": None,
+        "publisher": SimpleNamespace(finished_step=0, look=look("checkpoints")),
+        "stopping": SimpleNamespace(look=look("time")),
+    }
+    vars(made).update(stand_ins)
+    return made, training, SimpleNamespace(look=look("hangs"), sign=lambda training: None)
+
+
+LOOKS = ["progress", "checkpoints", "time", "hangs"]
+
+
+@pytest.mark.parametrize("broken", LOOKS)
+def test_a_look_that_fails_is_a_warning_and_the_others_go_on(broken: str) -> None:
+    seen: list[str] = []
+    segment, training, hang = segment_of(seen, OverflowError("too large"), broken)
+    for _ in range(2):
+        segment._tick(training, hang, cast("Any", SimpleNamespace()))
+    assert seen == LOOKS * 2
+    (warning,) = cast("Any", segment.attempt).warned.values()
+    assert broken in warning and "OverflowError: too large" in warning and "training goes on" in warning
+
+
+def test_a_sentence_for_the_user_is_not_taken_for_such_a_failure() -> None:
+    segment, training, hang = segment_of([], SegueError("take another option"), "checkpoints")
+    with pytest.raises(SegueError):
+        segment._tick(training, hang, cast("Any", SimpleNamespace()))
+
+
+@pytest.mark.parametrize("due", [{"leaving": True}, {"superseded": "epoch 2"}, {"deadline": SimpleNamespace(usable=0)}])
+def test_a_trainer_that_must_end_does_even_when_the_look_at_the_time_fails(due: dict[str, Any]) -> None:
+    seen: list[str] = []
+    segment, training, hang = segment_of(seen, OSError(28, "No space left on device"), "time", **due)
+    segment._tick(training, hang, cast("Any", SimpleNamespace()))
+    assert seen == ["progress", "checkpoints", "time", "terminate", "hangs"]
