@@ -51,18 +51,22 @@ class Chirp:
         """Send these attributes, if there is a starter to take them."""
         if self._config is None or self._socket is not None:
             return
+        connection: socket.socket | None = None
         try:
             host, port, cookie = self._config.read_text(encoding="ascii").split()[:3]
             connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        except (OSError, ValueError):
+            connection.setblocking(False)
+            state = connection.connect_ex((host, int(port)))
+        except (OSError, ValueError, OverflowError):  # no such file, name or port: nor will there be one
+            if connection is not None:
+                connection.close()
             self._config = None
             return
         self._socket = connection
         self._lines = requests(cookie, attributes)
-        connection.setblocking(False)
         self._timer = self._loop.after(_LONGEST_S, self._close)
         self._loop.watch_writable(connection.fileno(), self._writable)
-        if connection.connect_ex((host, int(port))) not in (0, errno.EINPROGRESS):
+        if state not in (0, errno.EINPROGRESS):
             self._close()
 
     def _writable(self) -> None:

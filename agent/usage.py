@@ -19,6 +19,8 @@ _QUERY = (
     ("ecc.errors.uncorrected.volatile.total", "ecc_uncorrected"),
 )
 _GPU_LIMIT_S = 10.0
+_GPU_MOST_BYTES = 1 << 16
+_GPU_MOST_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,16 @@ def _on_path(name: str) -> str | None:
 
 
 class GpuQuery:
-    """nvidia-smi, asked without waiting; ``ask`` does nothing where there is none or one is still answering."""
+    """nvidia-smi, asked without waiting; ``ask`` does nothing where there is none or one is still answering.
+
+    One that hangs (a driver that is broken) or does not stop talking is killed; after three in a row it is asked no more.
+    """
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._program = _on_path("nvidia-smi")
-        self._busy = False
+        self._failures = 0
+        self.busy = False
 
     @property
     def available(self) -> bool:
@@ -103,7 +109,7 @@ class GpuQuery:
 
     def ask(self, answer: Callable[[list[dict[str, float]]], None]) -> None:
         """Call ``answer`` with one dictionary a GPU, later."""
-        if self._program is None or self._busy:
+        if self._program is None or self.busy:
             return
         reader, writer = os.pipe()
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -114,7 +120,7 @@ class GpuQuery:
             (os.POSIX_SPAWN_DUP2, nothing, 2),
         ]
         try:
-            pid = os.posix_spawn(self._program, argv, os.environ, file_actions=actions)
+            pid = os.posix_spawn(self._program, argv, os.environ, file_actions=actions, setpgroup=0)
         except OSError:
             os.close(reader)
             self._program = None
@@ -122,28 +128,34 @@ class GpuQuery:
         finally:
             os.close(writer)
             os.close(nothing)
-        self._busy = True
+        self.busy = True
         said: list[bytes] = []
 
         def over() -> None:
-            if self._busy:
-                self._busy = False
+            if self.busy:
+                self.busy = False
                 timer.cancel()
                 self._loop.forget(reader)
                 os.close(reader)
 
         def readable() -> None:
             data = os.read(reader, 1 << 16)
+            said.append(data)
+            if sum(map(len, said)) > _GPU_MOST_BYTES:
+                give_up()
             if data:
-                said.append(data)
                 return
+            self._failures = 0
             over()
             answer(parse_gpus(b"".join(said).decode(errors="replace")))
 
-        def too_long() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        def give_up() -> None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, 9)
+            self._failures += 1
+            if self._failures == _GPU_MOST_FAILURES:
+                self._program = None
             over()
 
         self._loop.watch(reader, readable)
-        timer = self._loop.after(_GPU_LIMIT_S, too_long)
+        timer = self._loop.after(_GPU_LIMIT_S, give_up)

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,10 +31,11 @@ def take_key(wandb: Wandb, place: Place, *, keep: bool = False) -> str | None:
             key = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             key = ""
-        if not keep:
-            path.unlink(missing_ok=True)
-        else:
-            path.chmod(0o600)
+        with suppress(OSError):  # it may not be there; without it the client writes offline
+            if keep:
+                path.chmod(0o600)
+            else:
+                path.unlink()
         if key:
             return key
     return _from_credentials(place.credentials)

@@ -38,6 +38,16 @@ def test_the_key_file_is_read_and_removed(tmp_path: Path) -> None:
     assert take_key(WANDB, place(tmp_path)) is None
 
 
+def test_a_key_file_that_is_not_there_or_cannot_go_is_no_failure(tmp_path: Path) -> None:
+    assert take_key(WANDB, place(tmp_path), keep=True) is None
+    (tmp_path / "wandb.key").mkdir()
+    assert take_key(WANDB, place(tmp_path)) is None
+    (tmp_path / "wandb.key").rmdir()
+    (tmp_path / "wandb.key").write_text("abc\n")
+    assert take_key(WANDB, place(tmp_path), keep=True) == "abc"
+    assert (tmp_path / "wandb.key").stat().st_mode & 0o777 == 0o600
+
+
 def test_the_credential_store_is_the_second_source(tmp_path: Path) -> None:
     (tmp_path / "wandb.use").write_text("from-store\n")
     assert take_key(WANDB, place(tmp_path, tmp_path)) == "from-store"
@@ -208,6 +218,20 @@ def test_chirp_speaks_the_starters_protocol(tmp_path: Path) -> None:
     assert b"".join(heard).decode() == (
         'cookie cookie-1\nset_job_attr_delayed ChirpStep 12\nset_job_attr_delayed ChirpLastCommit "a\\ b"\nset_job_attr_delayed ChirpEta undefined\n'
     )
+
+
+@pytest.mark.parametrize("said", ["fe80::1%nowhere 4000 c", "127.0.0.1 port c", "127.0.0.1 70000 c", "a..b 4000 c"])
+def test_a_chirp_configuration_that_makes_no_sense_costs_nothing(said: str, tmp_path: Path) -> None:
+    (tmp_path / "chirp").write_text(said)
+    loop = Loop()
+    try:
+        chirp = Chirp(loop, tmp_path / "chirp")
+        chirp.send({"ChirpStep": 1})
+        chirp.send({"ChirpStep": 2})
+        loop.run_until(lambda: False, time.monotonic() + 0.01)
+        assert chirp.sent == 0
+    finally:
+        loop.close()
 
 
 def test_no_starter_costs_nothing(tmp_path: Path) -> None:
