@@ -15,6 +15,10 @@ class SegueError(Exception):
     exit_code = 1
 
 
+class ReadDamaged(SegueError):
+    """What was read is not what was written. It may be damaged where it lies, or this machine reads badly."""
+
+
 class BadInput(SegueError):
     """The user's file or arguments are wrong; nothing was changed."""
 

@@ -21,6 +21,20 @@ def wanted(job: JobConfig) -> list[InputArchive]:
     return [*job.inputs, *([job.code] if job.code is not None else [])]
 
 
+def _unpack(archive: Path, target: Path, sha256: str, temporary: Path) -> None:
+    """As ``agent.pack.unpack``; what was found damaged is read once more, from the disk: a bad read is not a bad archive."""
+    from agent.pack import DigestMismatch, unpack
+
+    try:
+        unpack(archive, target, sha256, temporary)
+    except DigestMismatch:
+        from agent.store.fs import PosixFileSystem
+
+        with archive.open("rb") as file:
+            PosixFileSystem().forget(file.fileno())
+        unpack(archive, target, sha256, temporary)
+
+
 def fetch(job: JobConfig, scratch: Path) -> list[str]:
     """Unpack what is not there yet; returns the targets.
 
@@ -50,11 +64,11 @@ def fetch(job: JobConfig, scratch: Path) -> list[str]:
             raise InputMissing(
                 f"{archive}: input {entry.name!r} is not {where}; `segue stage` and `segue dag` put it there"
             )
-        from agent.pack import DigestMismatch, unpack
+        from agent.pack import DigestMismatch
 
         mark.parent.mkdir(parents=True, exist_ok=True)
         try:
-            unpack(archive, target, entry.sha256, mark.with_suffix(".unpacking"))
+            _unpack(archive, target, entry.sha256, mark.with_suffix(".unpacking"))
         except DigestMismatch as error:
             if archive.parent != scratch:
                 raise

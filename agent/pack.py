@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from agent.errors import BadInput, SegueError
+from agent.errors import BadInput, ReadDamaged, SegueError
 from agent.store.tree import as_name, as_text
 
 _PIECE = 1 << 20
@@ -30,7 +30,7 @@ LEFT_OUT = (".git", "__pycache__", ".DS_Store")
 _NEVER_FITS = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 
 
-class DigestMismatch(SegueError):
+class DigestMismatch(ReadDamaged):
     """An archive's bytes are not those that its digest promises."""
 
 

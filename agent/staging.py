@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.config import JobConfig
 from agent.errand import Report
-from agent.errors import BadInput
+from agent.errors import BadInput, ReadDamaged, SegueError
 from agent.place import Place
 from agent.recipes.base import Finished
 
@@ -85,15 +85,11 @@ class Staging:
         )
         report({"claim": asdict(claim), "epoch": claim.epoch})
         store.sweep(claim)
-        self._clear(checkpoint_root)
-        complete = any(commit.step >= self.job.steps for commit in store.commits())  # then nothing is trained
-        if not complete:
-            self._bring(checkpoint_root, report, finished)
-        found = self._restore(store, checkpoint_root, report)
-        if complete and (found["restored"] is None or found["restored"]["step"] < self.job.steps):  # it was damaged
-            self._clear(checkpoint_root)
-            self._bring(checkpoint_root, report, finished)
-            found = self._restore(store, checkpoint_root, report)
+        try:
+            found = self._contents(store, checkpoint_root, report, finished)
+        except ReadDamaged as error:
+            self._require_first_word(store, claim, error)
+            raise
         if claim.epoch > 1:  # a first start need not import it
             from agent.keeping import ledger_of, sweep
 
@@ -104,6 +100,31 @@ class Staging:
             ledger = ledger_of(self.root / "logs", claim.epoch - 1)
             found["high_water"] = max(found["high_water"], ledger.step)
             found["before"] = ledger.end
+        return found
+
+    def _require_first_word(self, store: Store, claim: Claim, error: ReadDamaged) -> None:
+        """Raise SegueError, which ends the run, when the attempt before this one found the same on another machine."""
+        from agent.keeping import ledger_of
+
+        machines = {record.epoch: record.machine for record in store.records()}
+        before = machines.get(claim.epoch - 1, "")
+        said = str(ledger_of(self.root / "logs", claim.epoch - 1).end.get("reason", ""))
+        if before not in ("", self.place.machine) and str(error) in said:
+            raise SegueError(f"{error} ({before} found the same)") from error
+
+    def _contents(
+        self, store: Store, checkpoint_root: Path, report: Report, finished: Callable[[], Sequence[Finished]]
+    ) -> dict[str, Any]:
+        """All that goes into scratch."""
+        self._clear(checkpoint_root)
+        complete = any(commit.step >= self.job.steps for commit in store.commits())  # then nothing is trained
+        if not complete:
+            self._bring(checkpoint_root, report, finished)
+        found = self._restore(store, checkpoint_root, report)
+        if complete and (found["restored"] is None or found["restored"]["step"] < self.job.steps):  # it was damaged
+            self._clear(checkpoint_root)
+            self._bring(checkpoint_root, report, finished)
+            found = self._restore(store, checkpoint_root, report)
         return found
 
     def _bring(self, checkpoint_root: Path, report: Report, finished: Callable[[], Sequence[Finished]]) -> None:

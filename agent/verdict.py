@@ -24,8 +24,9 @@ _ELSEWHERE = (
     "InputMissing",
     "UnpackFailed",
     "DamagedOnTheWay",
+    "DigestMismatch",
 )
-"""What a disk, a mount or a transfer did; an OSError of any kind has that name (errand.py)."""
+"""What a disk, a mount, a transfer or a machine that reads badly did; an OSError of any kind has that name (errand.py)."""
 _NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG)
 """The system's words for a program that is no program; whatever else it says, the machine is at fault."""
 _HOPELESS = 2.0

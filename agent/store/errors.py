@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from agent.errors import SegueError
+from agent.errors import ReadDamaged, SegueError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REMEDIES = {
@@ -76,7 +76,7 @@ class BadArchive(StoreError):
         self.problems = list(problems)
 
 
-class NoGoodCommit(StoreError):
+class NoGoodCommit(StoreError, ReadDamaged):
     """Commits are there and none reads well on this machine: its memory or network may be at fault, so nothing was touched."""
 
     def __init__(self, root: str, problems: Sequence[BadArchive]) -> None:

@@ -102,7 +102,7 @@ class PosixFileSystem:
 
     def forget(self, fd: int) -> None:
         """Drop what memory holds of a file, so that the next read comes from the disk. A hint, no promise."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import agent.pack
 from agent.config import InputArchive, JobConfig
 from agent.errors import BadInput
 from agent.inputs import InputMissing, fetch
@@ -71,6 +72,22 @@ def test_a_damaged_one_leaves_nothing_and_is_tried_again(job: JobConfig, scratch
     assert not (scratch / "inputs").exists()
     path.write_bytes(good)
     assert fetch(job, scratch) == ["inputs/dataset"]
+
+
+def test_one_bad_read_is_no_bad_archive(job: JobConfig, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = agent.pack._Source.readinto
+    reads: list[int] = []
+
+    def once_wrong(source: agent.pack._Source, buffer: bytearray) -> int:
+        size = right(source, buffer)
+        reads.append(size)
+        if len(reads) == 1:
+            source.digest.update(b"a bit that flipped")
+        return size
+
+    monkeypatch.setattr(agent.pack._Source, "readinto", once_wrong)
+    assert fetch(job, scratch) == ["inputs/dataset"]
+    assert (scratch / "inputs" / "dataset" / "a").read_text() == "x"
 
 
 def test_a_missing_one_says_who_puts_it_there(job: JobConfig, scratch: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from agent.config import InputArchive
 from agent.errand import Errand, Outcome
 from agent.errors import BadInput
 from agent.exit_codes import PERMANENT, TEMPORARY
+from agent.keeping import keep
 from agent.loop import Loop
 from agent.pack import archive_name, members, write_archive
 from agent.recipes.base import Start
@@ -50,9 +52,9 @@ def start(tmp_path: Path) -> Start:
     return replace(made, job=replace(made.job, code=packed(made, checkout, "code")))
 
 
-def opened(start: Start, said: list[dict[str, Any]] | None = None) -> Opening:
+def opened(start: Start, said: list[dict[str, Any]] | None = None, machine: str = "m") -> Opening:
     """What opening the run in this scratch directory brings."""
-    staging = Staging(start.job, start.job.store_root, 0, place(start.scratch))
+    staging = Staging(start.job, start.job.store_root, 0, replace(place(start.scratch), machine=machine))
     recipe = Command()
     report = (said if said is not None else []).append
     return Opening(**staging.open(recipe.checkpoint_root(start), report, lambda: recipe.finished(start)))
@@ -110,6 +112,9 @@ def test_a_run_none_of_whose_commits_reads_well_is_tried_elsewhere_and_not_begun
     end = ended(lambda: opened(start))
     assert end.exit_code == TEMPORARY and "none of its 2 commits reads well on this machine" in end.reason
     assert sorted((start.job.store_root / "checkpoints").iterdir()) == archives
+    said_before(start, end.reason)
+    assert ended(lambda: opened(start, machine="other")).exit_code == PERMANENT
+    assert sorted((start.job.store_root / "checkpoints").iterdir()) == archives
 
 
 def failing(number: int) -> Callable[..., Any]:
@@ -161,13 +166,30 @@ def test_what_only_the_user_can_mend_is_never_tried_again() -> None:
     assert ended(work) == End("failed", PERMANENT, "outputs: has files that are not this run's")
 
 
-def test_an_archive_damaged_on_its_way_is_tried_elsewhere_and_one_damaged_in_staging_never(start: Start) -> None:
+def said_before(start: Start, reason: str) -> None:
+    """The newest attempt's ledger, as it was kept."""
+    epoch = Staging(start.job, start.job.store_root, 0, place(start.scratch)).store().current_epoch()
+    ledger = start.scratch / "ledger"
+    ledger.write_text(json.dumps({"event": "end", "step": 0, "reason": reason}) + "\n")
+    keep(start.job.store_root / "logs", epoch, {"jsonl": ledger}, 5)
+
+
+def test_an_archive_damaged_on_its_way_is_tried_elsewhere_and_one_damaged_in_staging_once(start: Start) -> None:
     assert start.job.code is not None
     path = start.job.inputs_root / start.job.code.archive
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    assert ended(lambda: opened(start)).exit_code == PERMANENT
+    first = ended(lambda: opened(start))
+    assert first.exit_code == TEMPORARY and "it is damaged" in first.reason
+    said_before(start, first.reason)
+    again = ended(lambda: opened(start))  # the same machine has no second vote
+    assert (again.exit_code, again.reason) == (TEMPORARY, first.reason)
+    said_before(start, again.reason)
+    other = ended(lambda: opened(start, machine="other"))
+    assert (other.exit_code, other.reason) == (PERMANENT, f"{first.reason} (m found the same)")
+    said_before(start, "the run was told to leave")
+    assert ended(lambda: opened(start)).exit_code == TEMPORARY
     (start.scratch / path.name).write_bytes(data)
     end = ended(lambda: opened(start))
     assert end.exit_code == TEMPORARY and "damaged on its way" in end.reason
