@@ -134,12 +134,12 @@ class Publisher:
 
     def _snapshot(self, finished: Finished) -> None:
         self._number += 1
-        self._directory.mkdir(parents=True, exist_ok=True)
         waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}")
 
         def work(report: Report) -> dict[str, Any]:
             from agent.store import snapshot
 
+            self._directory.mkdir(parents=True, exist_ok=True)
             copied = _COPIED_BYTES if self._retaken == finished.step else -1
             return {"seen": snapshot(finished.root, finished.paths, waiting.snapshot, copied=copied)}
 

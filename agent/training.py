@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from agent.recipes.base import Recipe, Start
 
 STOP_FILE = "stop"
 PROGRESS_FILE = "progress.jsonl"
+_STOP_ROOM = b"\n" * 32
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Files:
     @property
     def stop(self) -> Path:
         return self.directory / STOP_FILE
+
+    @property
+    def asking(self) -> Path:
+        """The stop file before it has its name: made at the start, because the disk may be full when it is needed."""
+        return self.directory / f"{STOP_FILE}.tmp"
 
     @property
     def progress(self) -> Path:
@@ -99,6 +106,8 @@ class Training:
         files.directory.mkdir(parents=True, exist_ok=True)
         files.stop.unlink(missing_ok=True)
         files.progress.unlink(missing_ok=True)
+        with suppress(OSError):
+            files.asking.write_bytes(_STOP_ROOM)
         recipe.prepare(start)
         recipe.checkpoint_root(start).mkdir(parents=True, exist_ok=True)
         told = environment(start, recipe, files, more_environment)
@@ -167,9 +176,13 @@ class Training:
         if self.stop_asked is not None:
             return
         self.stop_asked, self.stop_asked_at = step, time.monotonic()
-        temporary = self._files.stop.with_suffix(".tmp")
-        temporary.write_text(f"{step}\n", encoding="ascii")
-        temporary.replace(self._files.stop)
+        try:
+            fd = os.open(self._files.asking, os.O_WRONLY | os.O_CREAT, 0o644)  # not truncated: its room stays its own
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                file.truncate(file.write(f"{step}\n".encode()))
+            self._files.asking.replace(self._files.stop)
+        except OSError as error:
+            self._log.say(f"{self._files.stop}: {error.strerror}: the trainer cannot be asked to stop")
 
     def terminate(self, grace_s: float) -> None:
         """SIGTERM to the process group now, SIGKILL to everything after ``grace_s``."""
