@@ -1,7 +1,8 @@
 """From a finished checkpoint to a commit, while training goes on.
 
 A finished checkpoint is hard-linked at once, because the trainer may delete it, and published by an errand. When the trainer is
-faster than staging, the newest one waiting goes next and older ones are dropped. Staging that is away is tried again with one warning.
+faster than staging, the newest one waiting goes next; older ones are dropped, or follow it where retention.every wants them. Staging
+that is away is tried again with one warning.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _FIRST_RETRY_S = 2.0
 _LONGEST_RETRY_S = 30.0
 _FULL_LOOK_S = 5.0
 _COST_SHARE = 1000.0
+_FINAL = ("Superseded", "Cancelled", "BadCheckpoint", "CheckpointChanged", "SnapshotUnreadable")
+"""Why a snapshot is given up. Anything else may pass, what nobody thought of too."""
 _COPIED_BYTES = 16 << 20
 """Files up to this size are copied into the second snapshot of a checkpoint that changed under its first: a log beside it that still grows."""
 
@@ -34,6 +37,7 @@ class Waiting:
 
     finished: Finished
     snapshot: Path
+    number: int
 
 
 class Publisher:
@@ -102,6 +106,18 @@ class Publisher:
         """A finished checkpoint is not yet a commit."""
         return not self.idle or self.finished_step > self.committed_step
 
+    @property
+    def late(self) -> list[int]:
+        """Steps that retention.every wants and that are not yet commits, while a later one is."""
+        pending = [*self._waiting, self._current] if self._current is not None else self._waiting
+        return sorted(
+            one.finished.step for one in pending if self._stays(one) and one.finished.step < self.committed_step
+        )
+
+    def _stays(self, one: Waiting) -> bool:
+        """Whether a newer checkpoint does not make this one needless."""
+        return bool(self._every) and one.finished.step % (self._every or 1) == 0
+
     def watch(self, recipe: Recipe, start: Start, step: int) -> None:
         """Look for checkpoints beyond ``step`` made by this start; what an earlier one left waiting is published all the same."""
         self._recipe, self._start = recipe, start
@@ -134,7 +150,7 @@ class Publisher:
 
     def _snapshot(self, finished: Finished) -> None:
         self._number += 1
-        waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}")
+        waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}", self._number)
 
         def work(report: Report) -> dict[str, Any]:
             from agent.store import snapshot
@@ -159,12 +175,14 @@ class Publisher:
                     self._failed_snapshots = 0
                     # Scratch is full, not staging: another machine may have more.
                     self._on_trouble(replace(outcome, error="OSError") if outcome.error == "NoRoom" else outcome)
-            self.look(thoroughly=True)
+            # A disk that fails once after a good snapshot ends no training; the next look will tell whether it fails again.
+            with suppress(OSError) if outcome.ok else nullcontext():
+                self.look(thoroughly=True)
 
         self._snapshotting = Errand(self._loop, work, done, silent_s=self._silent_s, low_priority=False)
 
     def _add(self, waiting: Waiting) -> None:
-        for older in [one for one in self._waiting if not (self._every and one.finished.step % self._every == 0)]:
+        for older in [one for one in self._waiting if not self._stays(one)]:
             self._waiting.remove(older)
             discard(older.snapshot)
         self._waiting.append(waiting)
@@ -179,7 +197,7 @@ class Publisher:
         """Start the next publish when none is under way and no pause after a failure is due."""
         if self.halted or self._publishing is not None or not self._waiting or time.monotonic() < self._retry_at:
             return
-        current = self._waiting.pop(0)
+        current = self._waiting.pop()
         self._current = current
         self._publishing = Errand(
             self._loop,
@@ -197,7 +215,7 @@ class Publisher:
             self.committed_step = max(self.committed_step, current.finished.step)
             discard(current.snapshot)
             self._on_commit({**outcome.value, "seconds": outcome.seconds})
-        elif outcome.error in ("StoreUnavailable", "Hung", "Killed", "NoRoom", "OSError"):
+        elif outcome.error not in _FINAL:
             self._again(current)
             self._on_trouble(outcome)
         else:
@@ -217,10 +235,10 @@ class Publisher:
 
     def _again(self, current: Waiting) -> None:
         """Try later; a newer one that waits takes its place."""
-        if self._waiting and not (self._every and current.finished.step % self._every == 0):
+        if not self._stays(current) and any(one.number > current.number for one in self._waiting):
             discard(current.snapshot)
         else:
-            self._waiting.insert(0, current)
+            self._waiting = sorted([*self._waiting, current], key=lambda one: one.number)
         self._retry_s = min(_LONGEST_RETRY_S, self._retry_s * 2 or _FIRST_RETRY_S)
         self._retry_at = time.monotonic() + self._retry_s
         self._loop.after(self._retry_s + 0.01, self.go_on)

@@ -375,15 +375,24 @@ class Segment:
         if attempt.superseded:
             return self._superseded()
         if committed >= self.job.steps:
-            self.publisher.halt()
+            self._publish_no_more()
             return verdict.complete(committed, self.job.steps)
         if attempt.leaving:
             self.publisher.halt()
             return verdict.left(attempt, committed)
-        if self.publisher.unpublished:
+        if self.publisher.finished_step > committed:
             self.publisher.halt()
             return verdict.unpublished(self.publisher.finished_step, self.trouble)
         return None
+
+    def _publish_no_more(self) -> None:
+        """The newest checkpoint is a commit; what waits behind it may be lost."""
+        if late := self.publisher.late:
+            steps = ", ".join(map(str, late))
+            self.attempt.warn(
+                f"not published in time: step {steps}, which retention.every would have kept; a later one is published"
+            )
+        self.publisher.halt()
 
     def _finish_publishing(self) -> None:
         """With no trainer: publish what is finished, as long as there is hope."""
@@ -418,6 +427,7 @@ class Segment:
         self._resume_locally()
         reach = last_step(attempt.experience, self.resume[0], self.job.steps, time.time(), attempt.deadline.usable)
         if self.job.checkpoint_exit and reach > self.resume[0]:
+            self._publish_no_more()
             reason = f"step {self.publisher.committed_step} of {self.job.steps} is in {self.staging.root.name}/: HTCondor stores it and goes on"
             return End("running", exit_codes.CHECKPOINT, reason)
         gain = (reach - self.resume[0]) * attempt.experience.pace.step_s
@@ -436,6 +446,7 @@ class Segment:
     def _time_used(self, reason: str) -> End:
         from agent import verdict
 
+        self._publish_no_more()
         made = self.training.step - self.attempt.restored_step if self.training else 0
         return verdict.time_used(self.attempt, self.publisher.committed_step, made, self.restarts.total, reason)
 
@@ -484,8 +495,8 @@ class Segment:
         self.trouble = None
         attempt.learn(publish_s=cautious(attempt.experience.pace.publish_s, seconds))
         attempt.settled("staging")
-        attempt.handover.step = max(attempt.handover.step, int(commit["step"]))
-        attempt.handover.commit = commit["commit"]
+        if int(commit["step"]) >= attempt.handover.step:  # not one that waited behind a newer one
+            attempt.handover.step, attempt.handover.commit = int(commit["step"]), commit["commit"]
         attempt.handover.commits.append(
             {
                 "step": commit["step"],

@@ -119,7 +119,9 @@ class Stopping:
         """
         attempt, publisher = self._attempt, self._publisher
         now = time.time()
-        if attempt.superseded or attempt.leave_now or publisher.idle or publisher.committed_step >= attempt.job.steps:
+        if attempt.superseded or attempt.leave_now or publisher.idle:
+            return True
+        if publisher.committed_step >= attempt.job.steps and not publisher.late:
             return True
         if attempt.leaving_until is not None and now > attempt.leaving_until - _LEAVE_RESERVE_S:
             return True

@@ -36,7 +36,7 @@ def segment_of(seen: list[str], error: Exception | None, broken: str, **fields: 
         leaving=False,
         superseded="",
         warned=warned,
-        warn=lambda text, key: warned.setdefault(key, text),
+        warn=lambda text, key=None: warned.setdefault(key or text, text),
     )
     vars(attempt).update(fields)
     made = object.__new__(Segment)
@@ -81,3 +81,35 @@ def test_a_trainer_that_must_end_does_even_when_the_look_at_the_time_fails(due: 
     segment, training, hang = segment_of(seen, OSError(28, "No space left on device"), "time", **due)
     segment._tick(training, hang, cast("Any", SimpleNamespace()))
     assert seen == ["progress", "checkpoints", "time", "terminate", "hangs"]
+
+
+@pytest.mark.parametrize(("committed", "state"), [(80, None), (100, "complete")])
+def test_an_older_checkpoint_that_is_late_does_not_make_the_newest_unpublished(
+    committed: int, state: str | None
+) -> None:
+    seen: list[str] = []
+    segment, _, _ = segment_of(seen, None, "")
+    vars(segment)["job"] = SimpleNamespace(steps=100)
+    vars(segment)["publisher"] = SimpleNamespace(
+        idle=False, finished_step=committed, committed_step=committed, late=[20, 40], halt=failing("halt", seen, None)
+    )
+    end = segment._settled()
+    assert (end.state if end else None) == state
+    if end is None:
+        segment._publish_no_more()
+    assert seen == ["halt"]
+    (warning,) = cast("Any", segment.attempt).warned.values()
+    assert "step 20, 40" in warning and "retention.every" in warning
+
+
+def test_a_late_commit_does_not_stand_for_the_newest_in_the_handover() -> None:
+    segment, _, _ = segment_of([], None, "")
+    attempt = cast("Any", segment.attempt)
+    attempt.handover = SimpleNamespace(step=0, commit=None, commits=[])
+    attempt.experience.pace.publish_s = 1.0
+    attempt.learn, attempt.settled, attempt.say = (lambda *about, **more: None,) * 3
+    vars(segment)["companions"] = SimpleNamespace(note=lambda *about, **more: None)
+    for step in (40, 20):
+        segment._committed({"step": step, "commit": f"commit-{step}", "bytes": 1, "seconds": 0.1})
+    assert (attempt.handover.step, attempt.handover.commit) == (40, "commit-40")
+    assert [one["step"] for one in attempt.handover.commits] == [40, 20]

@@ -82,6 +82,20 @@ def test_a_planned_end_waits_for_staging_for_a_bounded_time(
     assert stopping.publishes_over(now - waited_s) is over
 
 
+@pytest.mark.parametrize(("late", "over"), [([20, 40], False), ([], True)])
+def test_a_complete_run_waits_for_what_retention_wants_of_it(late: list[int], over: bool) -> None:
+    attempt: Any = SimpleNamespace(
+        superseded="",
+        leave_now=False,
+        leaving_until=None,
+        job=SimpleNamespace(steps=100),
+        deadline=SimpleNamespace(usable=time.time() + 40_000, margin_s=300.0),
+        experience=Experience(Pace(publish_s=1.0)),
+    )
+    publisher: Any = SimpleNamespace(idle=False, pausing=False, trouble="", committed_step=100, late=late)
+    assert Stopping(attempt, Plain(), publisher, 0.25).publishes_over(time.time()) is over
+
+
 @pytest.mark.parametrize("recipe", ["by-itself", "of-its-own"])
 def test_a_trainer_that_goes_on_beyond_the_runs_steps_is_ended_when_the_run_is_complete(
     tmp_path: Path, recipe: str
