@@ -89,7 +89,6 @@ def test_a_hung_errand_is_killed_and_the_loop_goes_on(loop: Loop) -> None:
     wait(loop, lambda: not descendants(os.getpid()))
 
 
-def test_a_killed_errand_is_noticed(loop: Loop) -> None:
 def test_a_fork_that_fails_is_an_outcome_like_any_other(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never an exception for whoever wanted to publish beside a healthy training; told later, as everybody expects."""
 
@@ -109,6 +108,7 @@ def test_a_fork_that_fails_is_an_outcome_like_any_other(loop: Loop, monkeypatch:
     assert run_errand(loop, lambda report: {"again": 1})[0].ok
 
 
+def test_a_killed_errand_is_noticed(loop: Loop) -> None:
     outcome, _ = run_errand(loop, lambda report: os.kill(os.getpid(), signal.SIGKILL) or {}, low_priority=False)
     assert outcome.error == "Killed"
 
