@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+_ROOM = 512 << 10
 
 
 @dataclass
@@ -49,12 +50,24 @@ class Handover:
         return fields
 
 
+def _room(path: Path) -> Path:
+    return path.with_name(f".{path.name}.room")
+
+
+def reserve(path: Path) -> None:
+    """Keep room for the record from the start: a trainer that fills the scratch disk is just what it has to tell of."""
+    with suppress(OSError):
+        _room(path).write_bytes(bytes(_ROOM))
+
+
 def write(handover: Handover, path: Path) -> None:
     """Write the record under its name in one step, so that nobody ever reads half of it. What no text can hold, of the name of a
     file that is not in UTF-8, becomes a question mark.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = json.dumps(handover.as_json(), indent=1, ensure_ascii=False) + "\n"
+    with suppress(OSError):
+        _room(path).unlink(missing_ok=True)
     try:
         temporary.write_text(text, encoding="utf-8", errors="replace")
         temporary.replace(path)

@@ -15,7 +15,7 @@ from agent.attempt import Attempt, End
 from agent.config import JobConfig
 from agent.deadline import find_deadline
 from agent.errors import SegueError
-from agent.handover import Handover, write
+from agent.handover import Handover, reserve, write
 from agent.loop import Loop
 from agent.opening import OpeningErrand
 from agent.place import look_around
@@ -41,6 +41,7 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
             begun = Handover(job.run, segment, queue_class, job.steps, machine=place.machine, slot=place.slot)
             begun.job_id, begun.began = place.job_id, place.began
             return _no_scratch(begun, place.scratch, error, handover_path)
+        reserve(handover_path)
         loop.on_signal = lambda number: _signalled(attempt, number)
         loop.on_child = _reaped
         segment_run: Segment | None = None

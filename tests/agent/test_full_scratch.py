@@ -11,6 +11,7 @@ import pytest
 
 from agent.config import JobConfig
 from agent.errand import Outcome
+from agent.handover import Handover, reserve, write
 from agent.loop import Loop
 from agent.output import Log
 from agent.publishing import Publisher
@@ -19,7 +20,7 @@ from agent.recipes.command import Command
 from agent.training import Files, Training
 from tests.agent.plain_recipes import Plain
 from tests.agent.recipes.starts import saved, start_of
-from tests.agent.support import DEADLINE_S
+from tests.agent.support import DEADLINE_S, Run
 
 
 class Still:
@@ -92,3 +93,20 @@ def test_no_room_for_a_snapshot_is_a_trouble_like_any_other(loop: Loop, tmp_path
     publisher.look(thoroughly=True)
     assert loop.run_until(lambda: publisher.idle, time.monotonic() + DEADLINE_S)
     assert [one.error for one in troubles] == ["OSError"]
+
+
+def test_the_handovers_room_is_kept_from_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "handover.json"
+    long = Handover("r", 0, "short", 10, last_lines=["\ufffd" * 2000] * 50)
+    reserve(path)
+    (room,) = tmp_path.iterdir()
+    kept = room.stat().st_size
+    write(long, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_size < kept
+
+
+def test_an_attempt_leaves_nothing_of_that_room(tmp_path: Path) -> None:
+    with Run(tmp_path, steps=20).attempt() as attempt:
+        assert attempt.end() == 0
+    assert not list(attempt.scratch.glob(".handover*"))
