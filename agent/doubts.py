@@ -14,7 +14,7 @@ def doubt(attempt: Attempt, recipe: Recipe, publisher: Publisher, training: Trai
     """Look once a tick; each warning is said once."""
     start = training.start
     made, interval = training.step - start.resume_step, start.save_interval
-    if interval and made >= _DUE * interval and publisher.finished_step <= start.resume_step:
+    if interval and training.clock.settled and made >= _DUE * interval and publisher.finished_step <= start.resume_step:
         from agent.verdict import lying
 
         root = recipe.checkpoint_root(start)

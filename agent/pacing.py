@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agent.config import Pace
@@ -16,6 +16,7 @@ from agent.config import Pace
 _SLACK = 1.25
 _EXIT_S = 0.3
 _WINDOW = 64
+_LEAP = 4
 
 
 @dataclass(frozen=True)
@@ -124,21 +125,60 @@ def save_interval(experience: Experience, resume: int, last: int, limit_s: float
 
 
 class StepClock:
-    """Seconds per step as seen from progress reports, saves included; steps and times of the current start only."""
+    """Seconds per step as seen from progress reports, saves included; steps and times of the current start only.
 
-    def __init__(self) -> None:
+    Lines that merely name a step ("decay begins at step 5000") look like reports. The first ones of a start are taken back when the next two
+    contradict them; later, one far ahead of all before counts only once others follow it.
+    """
+
+    def __init__(self, resume: int = 0) -> None:
+        self._resume = resume
         self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        self._proven = False
+        self._contrary: tuple[float, int] | None = None
+        self._ahead: list[tuple[float, int]] = []
         self.first: tuple[float, int] | None = None
         self.last: tuple[float, int] | None = None
 
     def report(self, now: float, step: int) -> bool:
-        """Note that ``step`` updates are done; False when that is nothing new."""
-        if self.last is not None and step <= self.last[1]:
+        """Note that ``step`` updates are done; False when that is nothing new, or nothing to be believed yet."""
+        if step <= (self._resume if self.last is None else self.last[1]):
+            return self._contradicted(now, step)
+        self._contrary = None
+        if self._leaps(now, step):
+            self._ahead = [*(one for one in self._ahead if one[1] < step), (now, step)]
+            if not _settled(self._ahead):
+                return False
+            reports = self._ahead
+            self._seen.clear()  # the trainer goes on otherwise than before
+        else:
+            reports = [(now, step)]
+        self._ahead = []
+        self._proven = self._proven or self.settled
+        self.first = self.first or reports[0]
+        self.last = reports[-1]
+        self._seen.extend(reports)
+        return True
+
+    def _leaps(self, now: float, step: int) -> bool:
+        """Whether it is far more than the steps between earlier reports, and than those that the time since can have brought."""
+        if len(self._seen) < 2:
             return False
-        if self.first is None:
-            self.first = (now, step)
-        self.last = (now, step)
-        self._seen.append(self.last)
+        (begin, low), (end, high) = self._seen[0], self._seen[-1]
+        rate = (high - low) / max(1e-6, end - begin)
+        return step - high > _LEAP * max((high - low) / (len(self._seen) - 1), rate * (now - end))
+
+    def _contradicted(self, now: float, step: int) -> bool:
+        """A report that is behind: the second in a row that rises is believed, as long as nothing has proven those before."""
+        if self._proven or self.last is None or not self._resume < step < self.last[1]:
+            return False
+        before, self._contrary = self._contrary, (now, step)
+        if before is None or before[1] >= step:
+            return False
+        self._contrary = None
+        self.first, self.last = before, (now, step)
+        self._seen.clear()
+        self._seen.extend((self.first, self.last))
         return True
 
     def step_s(self) -> float | None:
@@ -151,4 +191,8 @@ class StepClock:
     @property
     def settled(self) -> bool:
         """Whether enough was seen to believe the rate."""
-        return len(self._seen) >= 3 and self._seen[-1][0] - self._seen[0][0] > 0.5
+        return _settled(self._seen)
+
+
+def _settled(reports: Sequence[tuple[float, int]]) -> bool:
+    return len(reports) >= 3 and reports[-1][0] - reports[0][0] > 0.5

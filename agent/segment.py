@@ -53,6 +53,7 @@ class Segment:
         self.resume: tuple[int, str | None] = (0, None)
         self.training: Training | None = None
         self.trouble: Outcome | None = None
+        self._first_step_at: float | None = None
         self.moving_s = 0.0
         """How long HTCondor took to store the last checkpoint and to start the job again (exit 85)."""
         self.publisher = Publisher(
@@ -298,7 +299,8 @@ class Segment:
         attempt, training = self.attempt, self.training
         if training is None:
             return
-        if training.clock.first is not None and training.clock.first[1] == step:
+        if training.first_step_at != self._first_step_at:  # again when what was taken for it was none
+            self._first_step_at = training.first_step_at
             attempt.goodput.enter("train_s", training.first_step_at)
             attempt.learn(startup_s=max(0.0, (training.first_step_at or time.time()) - training.began))
         seconds = training.clock.step_s()

@@ -23,6 +23,7 @@ from agent.recipes.base import Recipe, Start
 STOP_FILE = "stop"
 PROGRESS_FILE = "progress.jsonl"
 _STOP_ROOM = b"\n" * 32
+_TAIL = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ class Training:
         self._files = files
         self._on_step = on_step
         self._progress_place = 0
+        self._progress_seen: tuple[int, int, int] | None = None
+        self._said: int | None = None
         self._grace: Timer | None = None
         self.start = start
-        self.clock = StepClock()
+        self.clock = StepClock(start.resume_step)
         self.began = time.time()
-        self.first_step_at: float | None = None
         self.last_step_at: float | None = None
         self.last_sign = time.monotonic()
         self.step = start.resume_step
@@ -127,6 +129,10 @@ class Training:
     def over(self) -> bool:
         return self.ended is not None
 
+    @property
+    def first_step_at(self) -> float | None:
+        return self.clock.first[0] if self.clock.first is not None else None
+
     def _line(self, line: str) -> None:
         found = self._recipe.progress(line)
         if found is not None:
@@ -138,36 +144,43 @@ class Training:
         now = min(at or time.time(), time.time())
         if self.clock.first is None and step < self.start.resume_step - 1:
             self.behind = step
-        if step <= self.step or not self.clock.report(now, step):
+        if step != self._said:  # a trainer that says something new lives, whatever is to be made of it
+            self._said = step
+            self.last_sign = time.monotonic()
+        if step > self.start.job.steps > self.step or not self.clock.report(now, step):
             return
         self._log.calm(now)
-        self.first_step_at = self.first_step_at or now
         self.last_step_at = now
         self.step = step
-        self.last_sign = time.monotonic()
         self._on_step(step, loss)
 
     def look(self) -> None:
-        """Read what the trainer added to its progress file; the file's time is that of the newest step in it."""
+        """Read what the trainer added to its progress file, or wrote it anew with; the file's time is that of the newest step in it."""
         try:
             stat = self._files.progress.stat()
-            if stat.st_size <= self._progress_place:
+            seen, before = (stat.st_ino, stat.st_mtime_ns, stat.st_size), self._progress_seen
+            if seen == before:
                 return
+            place = self._progress_place
+            if stat.st_size < place or (before is not None and (stat.st_ino != before[0] or stat.st_size == place)):
+                self._progress_place = max(0, stat.st_size - _TAIL)
             with self._files.progress.open("rb") as file:
                 file.seek(self._progress_place)
-                data = file.read(1 << 20)
+                data = file.read(min(1 << 20, stat.st_size - self._progress_place))
         except OSError:
             return
         whole = data.rfind(b"\n") + 1
         self._progress_place += whole
+        if self._progress_place + len(data) - whole == stat.st_size:  # otherwise there is more to read
+            self._progress_seen = seen
         newest: tuple[int, float | None] | None = None
-        for line in data[:whole].splitlines():
+        for line in data.splitlines():
             try:
                 said = json.loads(line)
                 step, loss = int(said["step"]), said.get("loss")
-            except (ValueError, TypeError, KeyError, AttributeError):
+                newest = (step, float(loss) if isinstance(loss, (int, float)) else None)
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 continue
-            newest = (step, float(loss) if isinstance(loss, (int, float)) else None)
         if newest is not None:
             self._reached(*newest, at=stat.st_mtime)
 
