@@ -10,9 +10,10 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from agent.keeping import make_place
+from agent.keeping import below, make_place, size_of
 
 MOST_BYTES = 2 << 30
 _NAME = re.compile(r"carry-([0-9a-f]{16})\.tar")
@@ -62,20 +63,20 @@ def files(scratch: Path, directories: Sequence[str]) -> list[Path]:
     for name in directories:
         root = Path(os.path.normpath(scratch / name))
         if scratch in root.parents and root.is_dir():
-            found += [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+            found += [path for path in below(root) if path.is_file() and not path.is_symlink()]
     return sorted(found)
 
 
 def mark(scratch: Path, directories: Sequence[str]) -> str:
     """Changes when anything to carry does: names and sizes, not times."""
-    parts = [f"{path}:{path.stat().st_size}" for path in files(scratch, directories) if path.exists()]
+    parts = [f"{path}:{size_of(path)}" for path in files(scratch, directories)]
     return f"{len(parts)}:{hash(tuple(parts))}" if parts else ""
 
 
 def take(directory: Path, scratch: Path, directories: Sequence[str], epoch: int = 0) -> str:
     """Write one archive and remove older ones; returns its name, empty when there is nothing to carry or too much."""
     chosen = files(scratch, directories)
-    if not chosen or sum(path.stat().st_size for path in chosen) > MOST_BYTES:
+    if not chosen or sum(map(size_of, chosen)) > MOST_BYTES:
         return ""
     make_place(directory)
     temporary = directory / f".carry.{epoch:06d}.tmp"
@@ -83,7 +84,8 @@ def take(directory: Path, scratch: Path, directories: Sequence[str], epoch: int 
         with temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
                 for path in chosen:
-                    tar.add(path, arcname=str(path.relative_to(scratch)), filter=_plain)
+                    with suppress(FileNotFoundError):  # caches come and go while the trainer runs
+                        tar.add(path, arcname=str(path.relative_to(scratch)), filter=_plain)
             file.flush()
             os.fsync(file.fileno())
         name = f"carry-{_digest(temporary)}.tar"

@@ -10,7 +10,9 @@ import gzip
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,24 +116,35 @@ def ledger_of(directory: Path, epoch: int) -> Ledger:
         return Ledger()
 
 
+def below(top: Path) -> list[Path]:
+    """All files and directories below; what vanishes meanwhile is left out."""
+    return [Path(directory, name) for directory, *names in os.walk(top) for name in (*names[0], *names[1])]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a regular file; 0 of anything else, and of what has vanished."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, most_bytes: int) -> int:
     """One uncompressed tar of ``sources``, names relative to ``base``; returns its size, 0 when there is nothing or too much."""
     import tarfile
 
-    size = sum(
-        path.stat().st_size
-        for source in sources
-        for path in [source, *source.rglob("*")]
-        if path.is_file() and not path.is_symlink()
-    )
+    chosen = sorted(path for source in sources for path in [source, *below(source)])
+    size = sum(map(size_of, chosen))
     if not sources or size > most_bytes:
         return 0
     make_place(directory)
     temporary = directory / f".{name}.tmp"
     with temporary.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
-            for source in sorted(sources):
-                tar.add(source, arcname=str(source.relative_to(base)))
+            for path in chosen:
+                with suppress(FileNotFoundError):  # the trainer goes on, and so do its files
+                    tar.add(path, arcname=str(path.relative_to(base)), recursive=False)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(directory / name)

@@ -103,6 +103,8 @@ class OpeningErrand:
             attempt.say(
                 f"run {attempt.job.run}, segment {attempt.segment}, epoch {attempt.epoch} on {attempt.place.machine}"
             )
+        if "newest" in report:  # for a handover that is written before it is restored
+            attempt.handover.step, attempt.handover.commit = report["newest"]["step"], report["newest"]["commit"]
         if "warning" in report:
             attempt.warn(report["warning"])
         if "say" in report:

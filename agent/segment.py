@@ -174,7 +174,7 @@ class Segment:
         if outcome is None or not outcome.ok:
             from agent import verdict
 
-            return verdict.left(attempt, 0) if outcome is None else self._cannot_open(outcome)
+            return verdict.left_early(attempt) if outcome is None else self._cannot_open(outcome)
         opening = Opening(**outcome.value)
         attempt.experience = from_carried(self.job.pace, opening.pace)
         if attempt.epoch > attempt.segment + 1 and not self.job.checkpoint_exit:

@@ -117,7 +117,10 @@ class Staging:
     ) -> dict[str, Any]:
         """All that goes into scratch."""
         self._clear(checkpoint_root)
-        complete = any(commit.step >= self.job.steps for commit in store.commits())  # then nothing is trained
+        commits = store.commits()
+        if commits:
+            report({"newest": {"step": commits[0].step, "commit": commits[0].name}})
+        complete = any(commit.step >= self.job.steps for commit in commits)  # then nothing is trained
         if not complete:
             self._bring(checkpoint_root, report, finished)
         found = self._restore(store, checkpoint_root, report)

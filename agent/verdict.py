@@ -65,12 +65,20 @@ def cannot_open(outcome: Outcome) -> End:
 
 def left(attempt: Attempt, committed: int) -> End:
     """A signal ended the attempt."""
-    how = "told twice to leave" if attempt.leave_now else "told to leave (evicted, held or removed)"
-    return End(
-        "temporary",
-        exit_codes.TEMPORARY,
-        f"{how}; {f'step {committed} is published' if committed else 'nothing is published yet'}",
-    )
+    what = f"step {committed} is published" if committed else "nothing is published yet"
+    return End("temporary", exit_codes.TEMPORARY, f"{_told(attempt)}; {what}")
+
+
+def left_early(attempt: Attempt) -> End:
+    """The same, before the run was opened: what is published may not have been looked at."""
+    if attempt.handover.commit:
+        return left(attempt, attempt.handover.step)
+    reason = f"{_told(attempt)}, before the run was opened; what is published stays"
+    return End("temporary", exit_codes.TEMPORARY, reason)
+
+
+def _told(attempt: Attempt) -> str:
+    return "told twice to leave" if attempt.leave_now else "told to leave (evicted, held or removed)"
 
 
 def too_short(attempt: Attempt) -> str:

@@ -138,9 +138,15 @@ def no_room(error: OSError) -> bool:
     return error.errno in _NO_ROOM
 
 
+IN_STAGING = "remove data from staging or prune the run (segue prune)"
+IN_SCRATCH = "the job's disk is full; raise request_disk"
+
+
 @contextmanager
-def speaking(doing: str, path: str) -> Iterator[None]:
-    """Turn an OSError of the block into a StoreError with a sentence: ``doing`` is a gerund, ``path`` where."""
+def speaking(doing: str, path: str, more_room: str = IN_STAGING) -> Iterator[None]:
+    """Turn an OSError of the block into a StoreError with a sentence: ``doing`` is a gerund, ``path`` where, ``more_room`` what helps
+    when that disk is full.
+    """
     try:
         yield
     except OSError as error:
@@ -148,8 +154,6 @@ def speaking(doing: str, path: str) -> Iterator[None]:
         reason = os.strerror(number) if number else str(error)
         if number in _NO_ROOM:
             what = "quota reached" if number == errno.EDQUOT else "no space left"
-            raise NoRoom(
-                f"{doing} {path}: {what} ({reason}); remove data from staging or prune the run (segue prune)"
-            ) from error
+            raise NoRoom(f"{doing} {path}: {what} ({reason}); {more_room}") from error
         remedy = _REMEDIES.get(number, "see the file system's own log")
         raise StoreUnavailable(f"{doing} {path}: {reason}: {remedy}", number) from error

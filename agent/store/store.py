@@ -17,6 +17,7 @@ from agent.store.budget import Budget, Room, require_room, rooms
 from agent.store.claims import Claim, Claimant, ClaimRecord
 from agent.store.copying import Pace, never
 from agent.store.errors import (
+    IN_SCRATCH,
     BadArchive,
     CommitGone,
     NoGoodCommit,
@@ -201,7 +202,7 @@ class Store:
         while todo := [one for one in found if one.name not in skipped]:
             commit = todo[0]
             try:
-                with speaking("restoring into", str(destination)):
+                with speaking("restoring into", str(destination), IN_SCRATCH):
                     try:
                         if unread and not second_chance:
                             # The disk reads again. Was it the file that failed, or the disk for a while? Taking an older

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent.store.archive import Entry
-from agent.store.errors import BadCheckpoint, CheckpointChanged, speaking
+from agent.store.errors import IN_SCRATCH, BadCheckpoint, CheckpointChanged, speaking
 from agent.store.fs import FileSystem, PosixFileSystem, remove_tree, write_all
 from agent.store.manifest import unsafe
 
@@ -109,7 +109,7 @@ def snapshot(
     """
     fs = fs or PosixFileSystem()
     target = str(destination)
-    with speaking("making a snapshot in", target):
+    with speaking("making a snapshot in", target, IN_SCRATCH):
         fs.mkdir(target, 0o700)
         try:
             times: dict[str, float] = {}

@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 import socket
+import tarfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,6 +181,25 @@ def test_caches_travel_and_damaged_ones_do_not(tmp_path: Path) -> None:
     assert len(list(store.iterdir())) == 1
     newer[0].write_bytes(b"damaged")
     assert bring(store, tmp_path / "c") == 0
+
+
+def test_what_vanishes_while_it_is_kept_or_carried_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "cache" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "cache" / name).write_bytes(b"1234")
+    add = tarfile.TarFile.add
+
+    def late(tar: tarfile.TarFile, name: Path, *more: Any, **options: Any) -> None:
+        (tmp_path / "cache" / "b").unlink(missing_ok=True)
+        add(tar, name, *more, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "add", late)
+    assert archive(tmp_path / "wandb", "000003.tar", [tmp_path / "cache"], tmp_path, 1000) == 12
+    with tarfile.open(tmp_path / "wandb" / "000003.tar") as tar:
+        assert tar.getnames() == ["cache", "cache/a", "cache/c"]
+    (tmp_path / "cache" / "b").touch()
+    take(tmp_path / "store", tmp_path, ["cache"])
+    assert bring(tmp_path / "store", tmp_path / "other") == 2
 
 
 def test_nothing_outside_scratch_is_carried(tmp_path: Path) -> None:

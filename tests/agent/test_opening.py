@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +23,13 @@ from agent.errors import BadInput
 from agent.exit_codes import PERMANENT, TEMPORARY
 from agent.keeping import keep
 from agent.loop import Loop
+from agent.opening import OpeningErrand
 from agent.pack import archive_name, members, write_archive
 from agent.recipes.base import Start
 from agent.recipes.command import Command
 from agent.staging import Opening, Staging
 from agent.store import Claimant, Metadata
-from agent.verdict import cannot_open
+from agent.verdict import cannot_open, left_early
 from tests.agent.recipes.starts import saved, start_of
 from tests.agent.support import DEADLINE_S
 from tests.agent.test_companions import place
@@ -87,6 +89,18 @@ def test_code_neither_overwrites_nor_removes_what_was_restored(start: Start, tmp
     assert (start.scratch / "code/outputs/step-50/weights").is_file()
     again = opened(start)
     assert again.restored == found.restored
+
+
+def test_told_to_leave_while_it_is_opened_says_what_the_run_has(start: Start, tmp_path: Path) -> None:
+    attempt: Any = SimpleNamespace(leave_now=False, handover=SimpleNamespace(step=0, commit=None))
+    assert left_early(attempt).reason.endswith("before the run was opened; what is published stays")
+    commit(start, 50, tmp_path / "snapshot")
+    said: list[dict[str, Any]] = []
+    opened(start, said)
+    opening: Any = SimpleNamespace(_attempt=attempt)
+    OpeningErrand.told(opening, next(one for one in said if "newest" in one))
+    assert (attempt.handover.step, attempt.handover.commit) == (50, "000000050.e000001.tar")
+    assert left_early(attempt).reason.endswith("; step 50 is published")
 
 
 def test_a_damaged_last_commit_brings_the_code_after_all(start: Start, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from agent.store import (
     Store,
     StoreError,
     StoreUnavailable,
+    snapshot,
 )
+from agent.store.fs import PosixFileSystem
 from agent.store.names import parse_commit
 from tests.store.faulty import FaultyFileSystem
 from tests.store.trees import make_checkpoint, picture
@@ -141,6 +143,25 @@ def test_a_full_disk_is_known_before_the_first_byte_and_training_goes_on(tmp_pat
             Store(store.root, fs=Full(0, 1)).publish(claim, tmp_path / "source-20", Metadata(20, "20"))
         assert [path.name for path in (store.root / "checkpoints").iterdir()] == ["000000010.e000001.tar"]
     assert store.publish(claim, tmp_path / "source-20", Metadata(20, "20")).step == 20
+
+
+def test_a_full_scratch_disk_is_not_taken_for_a_full_staging(tmp_path: Path) -> None:
+    store = prepared(tmp_path)
+
+    class Full(PosixFileSystem):
+        def reserve(self, fd: int, size: int) -> bool:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def link(self, old: str, new: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "back").mkdir()
+    with pytest.raises(
+        NoRoom, match=r"restoring into .*/back: no space left .*; the job's disk is full; raise request_disk$"
+    ):
+        Store(store.root, fs=Full()).restore(tmp_path / "back")
+    with pytest.raises(NoRoom, match=r"making a snapshot in .*/snap: .*raise request_disk$"):
+        snapshot(tmp_path / "source-20", ["20"], tmp_path / "snap", Full())
 
 
 def test_a_cancelled_publish_leaves_nothing(tmp_path: Path) -> None:
