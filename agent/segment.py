@@ -425,16 +425,15 @@ class Segment:
 
     def _go_on_if_worthwhile(self) -> End | None:
         """The planned steps are done; go on when much of the time is left, because the pace was better than thought."""
-        attempt = self.attempt
-        self._resume_locally()
-        reach = last_step(attempt.experience, self.resume[0], self.job.steps, time.time(), attempt.deadline.usable)
-        if self.job.checkpoint_exit and reach > self.resume[0]:
+        attempt, step = self.attempt, self.publisher.committed_step
+        reach = last_step(attempt.experience, step, self.job.steps, time.time(), attempt.deadline.usable)
+        if self.job.checkpoint_exit and reach > step:
             self._publish_no_more()
-            reason = f"step {self.publisher.committed_step} of {self.job.steps} is in {self.staging.root.name}/: HTCondor stores it and goes on"
+            reason = f"step {step} of {self.job.steps} is in {self.staging.root.name}/: HTCondor stores it and goes on"
             return End("running", exit_codes.CHECKPOINT, reason)
-        gain = (reach - self.resume[0]) * attempt.experience.pace.step_s
+        gain = (reach - step) * attempt.experience.pace.step_s
         if gain > max(2 * attempt.experience.pace.startup_s, 0.1 * attempt.limit_s):
-            return None
+            return self._resume_locally()
         return self._time_used("its time is used")
 
     def _steps_per_restart(self, resume: int, reach: int) -> int:
@@ -462,14 +461,17 @@ class Segment:
             self._finish_publishing()
             if self.publisher.idle:
                 return self._restore_again()
-        self._resume_locally()
-        return None
+        return self._resume_locally()
 
-    def _resume_locally(self) -> None:
-        """The next start goes on from the newest checkpoint in scratch."""
+    def _resume_locally(self) -> End | None:
+        """The next start goes on from the newest checkpoint in scratch; from staging where that one vanished."""
         found = self.recipe.finished(self._start())
+        if (found[-1].step if found else 0) < max(self.resume[0], self.publisher.committed_step):
+            self._finish_publishing()  # its links may wait
+            return self._superseded() or self._restore_again()
         if found:
             self.resume = (found[-1].step, found[-1].label)
+        return None
 
     def _restore_again(self) -> End | None:
         """The next start goes on from the newest commit: what lies in scratch may be what the trainer stumbles over."""
@@ -499,15 +501,9 @@ class Segment:
         attempt.settled("staging")
         if int(commit["step"]) >= attempt.handover.step:  # not one that waited behind a newer one
             attempt.handover.step, attempt.handover.commit = int(commit["step"]), commit["commit"]
-        attempt.handover.commits.append(
-            {
-                "step": commit["step"],
-                "bytes": commit["bytes"],
-                "publish_s": round(seconds, 3),
-                "at": round(time.time(), 3),
-            }
-        )
-        self.companions.note("commit", step=commit["step"], bytes=commit["bytes"], seconds=round(seconds, 3))
+        told = {"step": commit["step"], "bytes": commit["bytes"]}
+        attempt.handover.commits.append({**told, "publish_s": round(seconds, 3), "at": round(time.time(), 3)})
+        self.companions.note("commit", **told, seconds=round(seconds, 3))
         attempt.say(f"published step {commit['step']} as {commit['commit']} in {seconds:.2f} s")
         for warning in commit.get("warnings", ()):
             attempt.warn(warning)

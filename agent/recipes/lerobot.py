@@ -140,13 +140,13 @@ class LeRobot(Recipe):
 
     def finished(self, start: Start) -> list[Finished]:
         root = self.checkpoint_root(start)
+        labels = sorted(numbered(root).items())
         try:
             newest = (root / _LAST).readlink().name
-        except OSError:  # it is removed and made again at each save
-            return []
-        if not newest.isdecimal():
-            return []
-        labels = sorted(item for item in numbered(root).items() if item[0] <= int(newest))
+        except OSError:  # it is removed and made again at each save, so what is older than the newest was vouched for
+            labels = labels[:-1]
+        else:
+            labels = [item for item in labels if newest.isdecimal() and item[0] <= int(newest)]
         return thin_out(start, [Finished(number, name, root, (name,)) for number, name in labels])
 
     def progress(self, line: str) -> Progress | None:

@@ -3,7 +3,8 @@
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
 no other end than the run's), prefix (of its
-checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume).
+checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all
+checkpoints when a file `lose` is there, and crashes).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -72,6 +74,8 @@ def train() -> None:
     print(f"training from {step}", flush=True)
     with Path(os.environ["SEGUE_PROGRESS_FILE"]).open("a") as progress:
         while step < last:
+            if step + 1 == int(number("lose_at")):
+                lose_all(step + 1)
             if step + 1 == int(number("crash_at")):
                 raise RuntimeError(f"boom in step {step + 1}")
             if step + 1 == int(number("xid_at")):
@@ -94,6 +98,18 @@ def train() -> None:
     if board is not None:
         board.finish()
     print(f"done at {step}", flush=True)
+
+
+def lose_all(step: int) -> None:
+    """Once, when a file `lose` lies in HOME."""
+    lose, lost = Path.home() / "lose", Path.home() / "lost"
+    while not (lose.exists() or lost.exists()):
+        time.sleep(0.01)
+    if lose.exists():
+        for path in ROOT.iterdir():
+            shutil.rmtree(path)
+        lose.rename(lost)
+        raise RuntimeError(f"boom in step {step}")
 
 
 def stuck_in_a_collective() -> None:

@@ -88,6 +88,16 @@ def test_three_starts_end_a_resumed_run_only_on_a_machine_where_it_makes_steps(t
     assert "in step 23" in attempt.handover()["reason"]
 
 
+def test_checkpoints_that_vanish_from_scratch_are_restored_from_staging(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=40, args=("lose_at=25",), save_interval=10)
+    with run.attempt() as attempt:
+        attempt.saw("published step 20")
+        (attempt.scratch / "lose").touch()
+        assert attempt.end() == 0, attempt.log()
+    assert (attempt.handover()["starts"], attempt.handover()["redone_steps"]) == (2, 4)
+    assert run.final_state() == state_after(40)
+
+
 def test_a_hang_at_the_same_step_ends_after_three_starts_with_its_stack(tmp_path: Path) -> None:
     run = Run(tmp_path, args=("hang_at=37", "workers=1"), save_interval=10, hang_min_s=0.6, hang_factor=3.0)
     with run.attempt() as attempt:
