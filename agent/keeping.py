@@ -131,7 +131,9 @@ def size_of(path: Path) -> int:
 
 
 def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, most_bytes: int) -> int:
-    """One uncompressed tar of ``sources``, names relative to ``base``; returns its size, 0 when there is nothing or too much."""
+    """One uncompressed tar of ``sources``, names relative to ``base``, for us alone to read: the client writes down whatever the trainer
+    prints. Returns its size, 0 when there is nothing or too much.
+    """
     import tarfile
 
     chosen = sorted(path for source in sources for path in [source, *below(source)])
@@ -141,6 +143,8 @@ def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, mos
     make_place(directory)
     temporary = directory / f".{name}.tmp"
     with temporary.open("wb") as file:
+        with suppress(OSError):  # not every mount has modes
+            os.fchmod(file.fileno(), 0o600)
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path in chosen:
                 with suppress(FileNotFoundError):  # the trainer goes on, and so do its files
