@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -135,6 +136,36 @@ def test_a_program_that_does_not_exist_is_named(loop: Loop, tmp_path: Path) -> N
     keeper, ended, _ = start(loop, tmp_path, "/nowhere/python9")
     wait(loop, lambda: ended)
     assert "/nowhere/python9" in keeper.problem
+    assert keeper.problem_errno == errno.ENOENT
+
+
+def test_what_the_machine_says_to_a_program_is_passed_on(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "execvpe", failing)
+    keeper, ended, _ = start(loop, tmp_path, sys.executable)
+    wait(loop, lambda: ended)
+    assert (keeper.problem, keeper.problem_errno) == (f"{sys.executable}: {os.strerror(errno.EIO)}", errno.EIO)
+
+
+def test_a_trainer_that_cannot_be_forked_is_told_apart_from_one_that_was_killed(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fork, [0]
+
+    def fork() -> int:
+        calls[0] += 1
+        if calls[0] > 1:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return real()
+
+    monkeypatch.setattr(os, "fork", fork)
+    keeper, ended, _ = start(loop, tmp_path, sys.executable)
+    wait(loop, lambda: ended)
+    assert keeper.problem_errno == errno.EAGAIN and not ended[0].lost
 
 
 STUBBORN = """
