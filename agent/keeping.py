@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.output import left_out
+
 _HEAD = 256 << 10
 _TAIL = 8 << 20
 _MOST_ATTEMPTS = 50
@@ -56,8 +58,9 @@ def shortened(path: Path) -> bytes:
         if size <= _HEAD + _TAIL:
             return file.read()
         head = file.read(_HEAD)
+        gone = size - _HEAD - _TAIL + left_out(file.fileno())
         file.seek(size - _TAIL)
-        return head + f"\n… {size - _HEAD - _TAIL} bytes left out …\n".encode() + file.read()
+        return head + f"\n… {gone} bytes left out …\n".encode() + file.read()
 
 
 def keep(directory: Path, epoch: int, sources: dict[str, Path], most: int) -> list[str]:

@@ -34,6 +34,12 @@ _TROUBLE_LINES = 20
 _MOST_TROUBLES = 4
 
 
+def left_out(fd: int) -> int:
+    """How many bytes more a bounded file would have, had nothing of its middle gone."""
+    found = _LEFT_OUT.match(os.pread(fd, 80, _HEAD))
+    return int(found[1]) - len(found[0]) if found is not None else 0
+
+
 class Bounded:
     """A file that only we append to: ``_HEAD`` bytes of its beginning stay, then at least ``_NEWEST`` of its end, with a line between them."""
 
@@ -56,11 +62,8 @@ class Bounded:
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR)  # what only appends cannot write in between
         try:
             source, target = os.fstat(fd).st_size - _NEWEST, _HEAD
-            left_out = source - target
-            before = _LEFT_OUT.match(os.pread(fd, 80, target))
-            if before is not None:
-                left_out += int(before[1]) - len(before[0])
-            target += os.pwrite(fd, f"\n… {left_out} bytes left out …\n".encode(), target)
+            gone = source - target + left_out(fd)
+            target += os.pwrite(fd, f"\n… {gone} bytes left out …\n".encode(), target)
             marked = target - _HEAD
             while piece := os.pread(fd, _PIECE, source):
                 source += len(piece)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import output
+from agent import keeping, output
+from agent.keeping import shortened
 from agent.loop import Loop
 from agent.output import Bounded, Log, Output
 from tests.agent.support import DEADLINE_S, ROOT
@@ -131,6 +132,18 @@ def test_a_file_keeps_its_beginning_and_its_end(flags: int, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("small")
+def test_a_kept_log_counts_what_was_left_out_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_HEAD", 100)
+    monkeypatch.setattr(keeping, "_TAIL", 400)
+    log = Log(tmp_path / "log")
+    for number in range(1000):
+        log.write(b"line %04d\n" % number)
+    kept = shortened(log.path)
+    assert kept.startswith(b"line 0000\n") and kept.endswith(b"line 0999\n")
+    assert f"\n… {10 * 1000 - 500} bytes left out …\n".encode() in kept
+
+
+@pytest.mark.usefixtures("small")
 def test_what_cannot_be_shortened_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Bounded) -> int:
         raise PermissionError(13, "no")
@@ -148,7 +161,8 @@ def test_a_noisy_trainer_fills_neither_log_nor_the_jobs_stdout(in_condor: bool, 
     """Only HTCondor's stdout is bounded: the file of somebody who runs it by hand is left as it is."""
     code = """
 from pathlib import Path
-from agent import output
+from agent import keeping, output
+from agent.keeping import shortened
 output._HEAD, output._NEWEST = 1000, 500
 log = output.Log(Path("log"))
 for number in range(500):
