@@ -72,7 +72,8 @@ class Errand:
         self._loop = loop
         self._done = done
         self._report = report
-        self._began = self._heard = time.monotonic()
+        self._began = time.monotonic()
+        self._heard = loop.awake()
         self._silent_s = silent_s
         self._buffer = b""
         self._outcome: Outcome | None = None
@@ -99,7 +100,7 @@ class Errand:
             data = os.read(self._fd, 1 << 16)
         except BlockingIOError:
             return
-        self._heard = time.monotonic()
+        self._heard = self._loop.awake()
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
@@ -122,7 +123,7 @@ class Errand:
             )
 
     def _watch(self) -> None:
-        silent = time.monotonic() - self._heard
+        silent = self._loop.awake() - self._heard
         if silent >= self._silent_s:
             self._kill()
             self._end(Outcome({}, "Hung", f"staging did not answer for {silent:.0f} s", time.monotonic() - self._began))

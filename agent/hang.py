@@ -6,7 +6,6 @@ is switched on by PYTHONFAULTHANDLER=1 and writes all threads' stacks on SIGABRT
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +92,7 @@ class Hang:
         self._pace = pace
         self.memory_kills = memory_kills_before
         self.hung = False
-        self._cpu_at = (time.monotonic(), 0.0)
+        self._cpu_at = (0.0, 0.0)
 
     def limit_s(self, training: Training) -> float:
         """How long no sign of progress is normal: a multiple of the usual step, or of start-up before the first step."""
@@ -106,16 +105,16 @@ class Hang:
 
     def sign(self, training: Training) -> None:
         """Something went forward (a checkpoint was finished): start counting anew."""
-        training.last_sign = time.monotonic()
+        training.sign()
 
     def look(self, training: Training, attempt: Attempt) -> None:
         """End the trainer when it makes no step; only an idle one when it never reported any step at all."""
-        silent = time.monotonic() - training.last_sign
+        silent = attempt.loop.awake() - training.last_sign
         limit = self.limit_s(training)
         if self.hung or training.stopped_by_agent or silent < limit:
             return
         processes = family(training.keeper.pid)
-        if training.clock.first is None and not self._idle(processes, limit):
+        if training.clock.first is None and not self._idle(attempt.loop.awake(), processes, limit):
             return
         self.hung = True
         attempt.warn(
@@ -128,9 +127,9 @@ class Hang:
         training.keeper.abort()
         training.loop_after(_DUMP_GRACE_S, training.keeper.kill)
 
-    def _idle(self, processes: list[int], limit: float) -> bool:
+    def _idle(self, now: float, processes: list[int], limit: float) -> bool:
         """Whether the trainer used next to no processor time for ``limit`` seconds; a trainer that compiles does not hang."""
-        now, used = time.monotonic(), cpu_seconds(processes)
+        used = cpu_seconds(processes)
         since, before = self._cpu_at
         if used - before > _IDLE_SHARE * (now - since) or before == 0.0:
             self._cpu_at = (now, used or 1e-9)

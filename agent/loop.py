@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 
+_ASLEEP_S = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -39,6 +40,8 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
+        self._asleep_s = 0.0
+        self._woke = time.monotonic()
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -92,14 +95,23 @@ class Loop:
         self._timers.append(timer)
         return timer
 
+    def awake(self) -> float:
+        """The monotonic clock without the time in which this process could not run (a suspended job): for how long something is silent."""
+        return time.monotonic() - self._asleep_s
+
     def once(self, longest: float | None = None) -> None:
         """Wait for the next event, at most ``longest`` seconds, and serve what is due."""
         self._timers = [timer for timer in self._timers if not timer.cancelled]
-        wait = longest
-        if self._timers:
-            next_due = max(0.0, min(timer.at for timer in self._timers) - time.monotonic())
-            wait = next_due if wait is None else min(wait, next_due)
-        for key, _ in self._selector.select(wait):
+        began = time.monotonic()
+        due = [timer.at for timer in self._timers]
+        if longest is not None:
+            due.append(began + longest)
+        events = self._selector.select(max(0.0, min(due) - began) if due else None)
+        woke = time.monotonic()
+        if due and (late := woke - max(self._woke, min(due))) > _ASLEEP_S:
+            self._asleep_s += late
+        self._woke = woke
+        for key, _ in events:
             if key.fileobj in self._selector.get_map():  # an earlier callback of this round may have closed it
                 key.data()
         now = time.monotonic()

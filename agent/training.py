@@ -94,7 +94,8 @@ class Training:
         self.clock = StepClock(start.resume_step)
         self.began = time.time()
         self.last_step_at: float | None = None
-        self.last_sign = time.monotonic()
+        self.last_sign = loop.awake()
+        """By the loop's clock of being awake: a suspended trainer is not silent."""
         self.step = start.resume_step
         self.loss: float | None = None
         self.behind: int | None = None
@@ -146,13 +147,17 @@ class Training:
             self.behind = step
         if step != self._said:  # a trainer that says something new lives, whatever is to be made of it
             self._said = step
-            self.last_sign = time.monotonic()
+            self.sign()
         if step > self.start.job.steps > self.step or not self.clock.report(now, step):
             return
         self._log.calm(now)
         self.last_step_at = now
         self.step = step
         self._on_step(step, loss)
+
+    def sign(self) -> None:
+        """The trainer lives."""
+        self.last_sign = self._loop.awake()
 
     def look(self) -> None:
         """Read what the trainer added to its progress file, or wrote it anew with; the file's time is that of the newest step in it."""

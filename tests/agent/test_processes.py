@@ -11,13 +11,18 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from agent.config import JobConfig, Pace
 from agent.errand import Errand, Outcome, Report, running
+from agent.hang import Hang
 from agent.keeper import Ended, Keeper
 from agent.loop import Loop
 from agent.output import Log, Output
+from agent.pacing import StepClock
 from agent.processes import become_subreaper, descendants, family, kill_below, reap
 
 DEADLINE_S = 20.0
@@ -312,3 +317,29 @@ def test_progress_bars_and_lines_are_told_apart(loop: Loop, tmp_path: Path) -> N
     wait(loop, lambda: ended and "last" in lines)
     assert lines == ["step 1", "step 2", "step 3", "last"]
     assert (tmp_path / "log").read_bytes() == b"step 1\rstep 2\rstep 3\nlast"
+
+
+def test_a_suspended_agent_takes_nothing_for_silent(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an errand that says nothing for a moment, and a clock that went on by hours before the next event
+    ahead = 0.0
+    monkeypatch.setattr("agent.loop.time.monotonic", lambda clock=time.monotonic: clock() + ahead)
+    outcomes: list[Outcome] = []
+
+    def work(report: Report) -> dict[str, object]:
+        time.sleep(0.2)
+        return {"went": "well"}
+
+    before = loop.awake()
+    Errand(loop, work, outcomes.append, silent_s=60.0)
+    ahead = 7200.0
+    # When the watchdogs are due at once
+    assert loop.run_until(lambda: bool(outcomes))
+    # Then it is heard in the end, and the loop's own clock has not seen those hours
+    assert outcomes[0].ok
+    assert loop.awake() - before < 60
+    # and no trainer hangs for them
+    hang = Hang(JobConfig("r", "/staging", 10, "command", hang_min_s=60.0), Pace(startup_s=0.0), 0)
+    training: Any = SimpleNamespace(last_sign=before, clock=StepClock(), stopped_by_agent=False, keeper=None)
+    attempt: Any = SimpleNamespace(loop=loop)
+    hang.look(training, attempt)
+    assert not hang.hung
