@@ -1,13 +1,40 @@
-"""Warnings while the trainer runs, of what a segment would otherwise show only at its end: no save is found, or it did not resume."""
+"""Warnings while the trainer runs, of what a segment would otherwise show only at its end: no save is found, or it did not resume.
+
+Looking itself may fail, and that is a warning as well.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from agent.attempt import Attempt
+from agent.errors import SegueError
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe
 from agent.training import Training
 
 _DUE = 3
+
+
+def looked(attempt: Attempt, what: str, look: Callable[[], None]) -> bool:
+    """Whether a look of the tick went well. One that fails is said once and comes again: it is no reason to end a training."""
+    try:
+        look()
+    except SegueError:  # a sentence for the user
+        raise
+    except Exception as error:
+        attempt.warn(
+            f"looking at the trainer's {what} failed ({type(error).__name__}: {error}); training goes on",
+            key=f"look: {what}",
+        )
+        return False
+    return True
+
+
+def due(attempt: Attempt) -> bool:
+    """Whether the trainer must end, however well it trains."""
+    return bool(attempt.superseded) or attempt.leaving or time.time() >= attempt.deadline.usable
 
 
 def doubt(attempt: Attempt, recipe: Recipe, publisher: Publisher, training: Training) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
-from agent.doubts import doubt
+from agent.doubts import doubt, due, looked
 from agent.errand import Errand, Outcome, Work, running
-from agent.errors import SegueError
 from agent.loop import Timer
 from agent.opening import OpeningErrand, first_start
 from agent.pacing import cautious, from_carried, hopeful, last_step, save_interval
@@ -266,34 +264,15 @@ class Segment:
             > _CALM_BEFORE_S + attempt.experience.pace.publish_s + attempt.experience.pace.save_s
         )
         timer.every = _CALM_TICK_S if far and attempt.limit_s > _CALM_LIMIT_S and not attempt.leaving else _TICK_S
-        self._seen("progress", training.look)
+        looked(attempt, "progress", training.look)
         before = self.publisher.finished_step
-        self._seen("checkpoints", self.publisher.look)
+        looked(attempt, "checkpoints", self.publisher.look)
         if self.publisher.finished_step != before:
             hang.sign(training)
-        if not self._seen("time", lambda: self.stopping.look(training)) and self._due():
+        if not looked(attempt, "time", lambda: self.stopping.look(training)) and due(attempt):
             training.terminate(self.job.kill_grace_s)  # nobody else would
-        self._seen("what is odd", lambda: doubt(attempt, self.recipe, self.publisher, training))
-        self._seen("hangs", lambda: hang.look(training, attempt))
-
-    def _seen(self, what: str, look: Callable[[], None]) -> bool:
-        """Whether a look of the tick went well. One that fails is said once and comes again: it is no reason to end a training."""
-        try:
-            look()
-        except SegueError:  # a sentence for the user
-            raise
-        except Exception as error:
-            self.attempt.warn(
-                f"looking at the trainer's {what} failed ({type(error).__name__}: {error}); training goes on",
-                key=f"look: {what}",
-            )
-            return False
-        return True
-
-    def _due(self) -> bool:
-        """Whether the trainer must end, however well it trains."""
-        attempt = self.attempt
-        return bool(attempt.superseded) or attempt.leaving or time.time() >= attempt.deadline.usable
+        looked(attempt, "what is odd", lambda: doubt(attempt, self.recipe, self.publisher, training))
+        looked(attempt, "hangs", lambda: hang.look(training, attempt))
 
     def _stepped(self, step: int, loss: float | None) -> None:
         attempt, training = self.attempt, self.training
