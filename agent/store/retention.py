@@ -135,6 +135,16 @@ def sweep_commits(fs: FileSystem, root: str, epoch: int) -> list[str]:
     return _sweep(fs, f"{root}/{names.CHECKPOINTS}", names.leftover_epoch, epoch)
 
 
+def leftover_bytes(fs: FileSystem, root: str) -> int:
+    """How much room those names take; 0 where that cannot be seen."""
+    total = 0
+    with suppress(OSError):
+        for name in fs.names(f"{root}/{names.CHECKPOINTS}"):
+            if names.leftover_epoch(name) is not None:
+                total += fs.stat(f"{root}/{names.CHECKPOINTS}/{name}").size
+    return total
+
+
 def _sweep(fs: FileSystem, folder: str, epoch_of: Callable[[str], int | None], epoch: int) -> list[str]:
     removed = []
     for name in fs.names(folder):

@@ -35,7 +35,14 @@ from agent.store.manifest import Manifest, read_manifest
 from agent.store.names import Commit
 from agent.store.publish import WORKERS, Metadata, Plan, acknowledge, already_there, as_commit, plan, write_commit
 from agent.store.restore import Restored, check_commit, only_this_commit, twice, unpack
-from agent.store.retention import Retention, prune_commits, set_aside_files, sweep_commits, sweep_leftovers
+from agent.store.retention import (
+    Retention,
+    leftover_bytes,
+    prune_commits,
+    set_aside_files,
+    sweep_commits,
+    sweep_leftovers,
+)
 
 
 def _token() -> str:
@@ -83,19 +90,29 @@ class Store:
 
         Raises FingerprintChanged, NewerFormat, StoreUnavailable, NoRoom.
         """
-        with speaking("claiming the run in", self._root):
-            for path in (self._root, f"{self._root}/{names.EPOCHS}", f"{self._root}/{names.CHECKPOINTS}"):
-                self._make_directory(path)
-            self._claim = claims.make_claim(
-                self.fs,
-                self._root,
-                claimant,
-                fingerprint,
-                accept,
-                self._clock,
-                self._token,
-                lambda: highest_committed_epoch(self.fs, self._root),
-            )
+        try:
+            with speaking("claiming the run in", self._root):
+                for path in (self._root, f"{self._root}/{names.EPOCHS}", f"{self._root}/{names.CHECKPOINTS}"):
+                    self._make_directory(path)
+                self._claim = claims.make_claim(
+                    self.fs,
+                    self._root,
+                    claimant,
+                    fingerprint,
+                    accept,
+                    self._clock,
+                    self._token,
+                    lambda: highest_committed_epoch(self.fs, self._root),
+                )
+        except NoRoom as error:
+            # Only the owner may remove them, and without a claim there is none: the last one may be alive.
+            left = leftover_bytes(self.fs, self._root)
+            if not left:
+                raise
+            raise NoRoom(
+                f"{error}; {left} bytes are of publishes that were killed: when no job of this run is alive, "
+                f"rm {self._root}/{names.CHECKPOINTS}/.[0-9]*"
+            ) from error
         return self._claim
 
     def _make_directory(self, path: str, *, of_runs: bool = False) -> None:

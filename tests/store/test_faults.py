@@ -145,6 +145,23 @@ def test_a_full_disk_is_known_before_the_first_byte_and_training_goes_on(tmp_pat
     assert store.publish(claim, tmp_path / "source-20", Metadata(20, "20")).step == 20
 
 
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_claim_without_room_says_what_killed_publishes_take(tmp_path: Path, left: int) -> None:
+    store = prepared(tmp_path)
+    if left:
+        (store.root / "checkpoints" / ".000000020.e000001.abcdef.tmp").write_bytes(bytes(left))
+
+    class Full(PosixFileSystem):
+        def create(self, path: str, mode: int = 0o644) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = sorted((store.root / "checkpoints").iterdir())
+    with pytest.raises(NoRoom, match=r"claiming the run in .*no space left") as caught:
+        Store(store.root, fs=Full()).claim(Claimant(), {"recipe": "reference"})
+    assert ("4096 bytes are of publishes that were killed" in str(caught.value)) == bool(left)
+    assert sorted((store.root / "checkpoints").iterdir()) == before
+
+
 def test_a_full_scratch_disk_is_not_taken_for_a_full_staging(tmp_path: Path) -> None:
     store = prepared(tmp_path)
 
