@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ from agent.config import JobConfig
 from agent.deadline import Deadline
 from agent.errand import Outcome
 from agent.handover import Handover
-from agent.loop import Loop
+from agent.loop import Loop, steady
 from agent.output import Log
 from agent.pacing import Experience
 from agent.place import Place
@@ -50,7 +49,7 @@ class Goodput:
 
     def enter(self, cause: str, at: float | None = None) -> None:
         """From ``at`` (now) on, time goes to ``cause``."""
-        now = time.time() if at is None else max(at, self._since)
+        now = steady() if at is None else max(at, self._since)
         self.seconds[self._cause] += now - self._since
         self._cause, self._since = cause, now
 
@@ -156,5 +155,5 @@ class Attempt:
 
     def carried_pace(self) -> dict[str, float]:
         """For the next commit's manifest."""
-        seen = replace(self.experience, observed_s=self.experience.observed_s + time.time() - self.place.began)
+        seen = replace(self.experience, observed_s=self.experience.observed_s + steady() - self.place.began)
         return {key: round(value, 6) for key, value in seen.carried().items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.attempt import Attempt
 from agent.errand import Errand, Outcome, patience_s
+from agent.loop import steady
 from agent.staging import Staging
 from agent.telemetry import Telemetry
 from agent.training import Training
@@ -164,7 +165,7 @@ class Companions:
         if not self._attempt.epoch or self._attempt.superseded:
             return
         began = time.monotonic()
-        until += began - time.time()
+        until += began - steady()
         self._wait(began, until)
         if self._keeping is None and time.monotonic() < self._limit(until) and not self._attempt.leave_now:
             self.keep()  # one that was under way has not seen the end
@@ -194,4 +195,4 @@ class Companions:
     def _limit(self, until: float) -> float:
         """``until``, or sooner when a SIGTERM has come meanwhile."""
         leaving = self._attempt.leaving_until
-        return until if leaving is None else min(until, time.monotonic() + leaving - _LEAVE_RESERVE_S - time.time())
+        return until if leaving is None else min(until, time.monotonic() + leaving - _LEAVE_RESERVE_S - steady())

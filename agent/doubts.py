@@ -5,11 +5,11 @@ Looking itself may fail, and that is a warning as well.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from agent.attempt import Attempt
 from agent.errors import SegueError
+from agent.loop import steady
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe
 from agent.training import Training
@@ -34,7 +34,7 @@ def looked(attempt: Attempt, what: str, look: Callable[[], None]) -> bool:
 
 def due(attempt: Attempt) -> bool:
     """Whether the trainer must end, however well it trains."""
-    return bool(attempt.superseded) or attempt.leaving or time.time() >= attempt.deadline.usable
+    return bool(attempt.superseded) or attempt.leaving or steady() >= attempt.deadline.usable
 
 
 def doubt(attempt: Attempt, recipe: Recipe, publisher: Publisher, training: Training) -> None:

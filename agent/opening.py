@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.attempt import Attempt
 from agent.errand import Errand, Outcome
+from agent.loop import steady
 from agent.recipes.base import Recipe, Start
 from agent.staging import Staging
 
@@ -44,7 +45,7 @@ def first_start(attempt: Attempt) -> Start:
         resume_label=None,
         last_step=0,
         save_interval=None,
-        deadline=attempt.deadline.usable,
+        deadline=attempt.deadline.usable + time.time() - steady(),  # by the clock that the trainer reads
         epoch=attempt.epoch,
         gpus=place.gpus,
     )
@@ -80,11 +81,11 @@ class OpeningErrand:
     def wait(self) -> Outcome | None:
         """What opening brought, in the end; None when a signal came first."""
         attempt = self._attempt
-        until = min(time.time() + longest_wait_s(attempt.limit_s), attempt.deadline.usable)
+        until = min(steady() + longest_wait_s(attempt.limit_s), attempt.deadline.usable)
         pause = _FIRST_PAUSE_S
         while True:
             attempt.loop.run_until(lambda: self._outcome is not None or attempt.leaving)
-            outcome, left = self._outcome, until - time.time()
+            outcome, left = self._outcome, until - steady()
             if attempt.leaving or outcome is None or left <= 0 or not may_pass(outcome):
                 return outcome
             attempt.warn(f"{outcome.message}; it is tried again for up to {left:.0f} s", key="opening")

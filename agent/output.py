@@ -12,12 +12,11 @@ import re
 import select
 import stat
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.loop import Loop
+from agent.loop import Loop, steady
 
 KEPT_LINES = 50
 _LONGEST_LINE = 1 << 16
@@ -128,7 +127,7 @@ class Log:
         if self._troubles and len(self._troubles[-1][1]) < _TROUBLE_LINES:
             self._troubles[-1][1].append(text)
         elif text.startswith(_TROUBLE) and len(self._troubles) < _MOST_TROUBLES:
-            self._troubles.append((time.time(), [text]))
+            self._troubles.append((steady(), [text]))
 
     def calm(self, at: float) -> None:
         """A step was done at the Unix time ``at``: what was said before was not the end."""

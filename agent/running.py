@@ -16,7 +16,7 @@ from agent.config import JobConfig
 from agent.deadline import find_deadline
 from agent.errors import SegueError
 from agent.handover import Handover, reserve, write
-from agent.loop import Loop
+from agent.loop import Loop, steady
 from agent.opening import OpeningErrand
 from agent.place import look_around
 from agent.processes import become_subreaper, kill_below, reap
@@ -99,7 +99,7 @@ def _signalled(attempt: Attempt, number: int) -> None:
         attempt.leave_now = True
         attempt.on_leaving()
         return
-    attempt.leaving_until = time.time() + attempt.place.vacate_s
+    attempt.leaving_until = steady() + attempt.place.vacate_s
     attempt.say(f"{name}: leaving within {attempt.place.vacate_s:.0f} s")
     attempt.on_leaving()
 

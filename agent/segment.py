@@ -16,7 +16,7 @@ from agent import exit_codes
 from agent.attempt import Attempt, End
 from agent.doubts import doubt, due, looked
 from agent.errand import Errand, Outcome, Work, running
-from agent.loop import Timer
+from agent.loop import Timer, steady
 from agent.opening import OpeningErrand, first_start
 from agent.pacing import cautious, from_carried, hopeful, last_step, save_interval
 from agent.processes import kill_below
@@ -132,7 +132,7 @@ class Segment:
         if attempt.leaving_until is not None:
             until = attempt.leaving_until - 1.0
         else:
-            until = max(attempt.deadline.at - 1.0, time.time() + min(1.0, attempt.deadline.margin_s / 2))
+            until = max(attempt.deadline.at - 1.0, steady() + min(1.0, attempt.deadline.margin_s / 2))
         if not attempt.leave_now and end.state != "superseded":
             self.companions.last(until)
         if self.job.checkpoint_exit and attempt.epoch:
@@ -212,13 +212,13 @@ class Segment:
         attempt = self.attempt
         resume = self.resume[0]
         first = attempt.handover.starts == 0
-        reach = last_step(attempt.experience, resume, self.job.steps, time.time(), attempt.deadline.usable)
+        reach = last_step(attempt.experience, resume, self.job.steps, steady(), attempt.deadline.usable)
         if reach <= resume and not first:
             self._finish_publishing()
             return self._settled() or self._time_used("no further step fits before the limit")
         if reach <= resume and attempt.experience.measured:
             attempt.experience = hopeful(attempt.experience, self.job.pace)
-            reach = last_step(attempt.experience, resume, self.job.steps, time.time(), attempt.deadline.usable)
+            reach = last_step(attempt.experience, resume, self.job.steps, steady(), attempt.deadline.usable)
         if reach <= resume and attempt.experience.measured:
             from agent import verdict
 
@@ -236,7 +236,7 @@ class Segment:
         attempt.goodput.enter("startup_s")
         attempt.say(
             f"start {attempt.handover.starts}: from step {resume}, about {reach} expected{f', saving every {interval} steps' if interval else ''}; "
-            f"limit in {attempt.deadline.at - time.time():.0f} s ({attempt.deadline.cause})"
+            f"limit in {attempt.deadline.at - steady():.0f} s ({attempt.deadline.cause})"
         )
         self.publisher.watch(self.recipe, start, resume)
         if carried := (*self.job.carry, *self.recipe.carried(start)):
@@ -260,7 +260,7 @@ class Segment:
             return
         attempt = self.attempt
         far = (
-            attempt.deadline.usable - time.time()
+            attempt.deadline.usable - steady()
             > _CALM_BEFORE_S + attempt.experience.pace.publish_s + attempt.experience.pace.save_s
         )
         timer.every = _CALM_TICK_S if far and attempt.limit_s > _CALM_LIMIT_S and not attempt.leaving else _TICK_S
@@ -281,7 +281,7 @@ class Segment:
         if training.first_step_at != self._first_step_at:  # again when what was taken for it was none
             self._first_step_at = training.first_step_at
             attempt.goodput.enter("train_s", training.first_step_at)
-            attempt.learn(startup_s=max(0.0, (training.first_step_at or time.time()) - training.began))
+            attempt.learn(startup_s=max(0.0, (training.first_step_at or steady()) - training.began))
         seconds = training.clock.step_s()
         if seconds is not None and training.clock.settled:
             attempt.learn(step_s=seconds)
@@ -377,7 +377,7 @@ class Segment:
 
     def _finish_publishing(self) -> None:
         """With no trainer: publish what is finished, as long as there is hope."""
-        since = time.time()
+        since = steady()
         self.publisher.hurry()
         self.loop.run_until(lambda: self.stopping.publishes_over(since))
 
@@ -405,7 +405,7 @@ class Segment:
     def _go_on_if_worthwhile(self) -> End | None:
         """The planned steps are done; go on when much of the time is left, because the pace was better than thought."""
         attempt, step = self.attempt, self.publisher.committed_step
-        reach = last_step(attempt.experience, step, self.job.steps, time.time(), attempt.deadline.usable)
+        reach = last_step(attempt.experience, step, self.job.steps, steady(), attempt.deadline.usable)
         if self.job.checkpoint_exit and reach > step:
             self._publish_no_more()
             reason = f"step {step} of {self.job.steps} is in {self.staging.root.name}/: HTCondor stores it and goes on"

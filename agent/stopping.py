@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from agent.attempt import Attempt
+from agent.loop import steady
 from agent.pacing import publish_need_s, stop_time
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe
@@ -54,7 +55,7 @@ class Stopping:
 
     def _mind_time(self, training: Training) -> None:
         attempt = self._attempt
-        now = time.time()
+        now = steady()
         pace, usable = attempt.experience.pace, attempt.deadline.usable
         if (
             self._recipe.stops_on_request
@@ -96,7 +97,7 @@ class Stopping:
         elif attempt.leaving_until is not None and not training.stopped_by_agent:
             pace = attempt.experience.pace
             needed = 2 * (pace.step_s + pace.save_s + pace.publish_s) + _LEAVE_RESERVE_S
-            left = attempt.leaving_until - time.time()
+            left = attempt.leaving_until - steady()
             can_save = self._recipe.stops_on_request and training.clock.first is not None
             if training.stop_asked is None and can_save and needed < left:
                 attempt.say(f"saving at the next step: {left:.0f} s are left, about {needed:.1f} s are needed")
@@ -118,7 +119,7 @@ class Stopping:
         A publish that is under way may take until the limit; a staging that fails it is given some minutes, not a slot of many hours.
         """
         attempt, publisher = self._attempt, self._publisher
-        now = time.time()
+        now = steady()
         if attempt.superseded or attempt.leave_now or publisher.idle:
             return True
         if publisher.committed_step >= attempt.job.steps and not publisher.late:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.keeper import Ended, Keeper
-from agent.loop import Loop, Timer
+from agent.loop import Loop, Timer, steady
 from agent.output import Log, Output
 from agent.pacing import StepClock
 from agent.recipes.base import Recipe, Start
@@ -88,11 +88,12 @@ class Training:
         self._on_step = on_step
         self._progress_place = 0
         self._progress_seen: tuple[int, int, int] | None = None
+        self._looked_at = steady()
         self._said: int | None = None
         self._grace: Timer | None = None
         self.start = start
         self.clock = StepClock(start.resume_step)
-        self.began = time.time()
+        self.began = steady()
         self.last_step_at: float | None = None
         self.last_sign = loop.awake()
         """By the loop's clock of being awake: a suspended trainer is not silent."""
@@ -142,7 +143,7 @@ class Training:
     def _reached(self, step: int, loss: float | None, at: float | None = None) -> None:
         if loss is not None:
             self.loss = loss
-        now = min(at or time.time(), time.time())
+        now = steady() if at is None else at
         if self.clock.first is None and step < self.start.resume_step - 1:
             self.behind = step
         if step != self._said:  # a trainer that says something new lives, whatever is to be made of it
@@ -161,6 +162,7 @@ class Training:
 
     def look(self) -> None:
         """Read what the trainer added to its progress file, or wrote it anew with; the file's time is that of the newest step in it."""
+        before_that, self._looked_at = self._looked_at, steady()
         try:
             stat = self._files.progress.stat()
             seen, before = (stat.st_ino, stat.st_mtime_ns, stat.st_size), self._progress_seen
@@ -187,7 +189,7 @@ class Training:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 continue
         if newest is not None:
-            self._reached(*newest, at=stat.st_mtime)
+            self._reached(*newest, at=max(before_that, self._looked_at - max(0.0, time.time() - stat.st_mtime)))
 
     def ask_to_stop(self, step: int) -> None:
         """Tell the trainer, through its stop file, to save at ``step`` (or the next possible one) and end."""
@@ -226,5 +228,5 @@ class Training:
             self._grace.cancel()
         self._output.finish()
         self.look()
-        self.ended_at = time.time()
+        self.ended_at = steady()
         self.ended = ended

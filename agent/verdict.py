@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from agent.attempt import Attempt, End
 from agent.errand import Outcome
 from agent.failures import MOST_RESTARTS, OF_THE_MACHINE, Failure, Restarts, Verdict, classify
 from agent.hang import Hang, memory_kills
+from agent.loop import steady
 from agent.training import Training
 
 _ELSEWHERE = (
@@ -105,7 +105,7 @@ def _fruitless(attempt: Attempt, text: str) -> End:
 
 def no_room_for_a_step(attempt: Attempt) -> End:
     """Before the first start: not even one step fits; because opening took most of the time, or because the class is too short."""
-    spent = time.time() - attempt.place.began
+    spent = steady() - attempt.place.began
     if spent > attempt.limit_s / 2:
         reason = f"claim, restore and inputs took {spent:.0f} of {attempt.limit_s:.0f} s: staging is slow here"
         return End("temporary", exit_codes.TEMPORARY, reason)
