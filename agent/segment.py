@@ -379,7 +379,9 @@ class Segment:
         """With no trainer: publish what is finished, as long as there is hope."""
         since = steady()
         self.publisher.hurry()
+        tick = self.loop.every(_TICK_S, lambda: None)  # it is over by the time, too
         self.loop.run_until(lambda: self.stopping.publishes_over(since))
+        tick.cancel()
 
     def _book(self, training: Training) -> None:
         """Times and steps of a start that is over."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from agent.errors import SegueError
+from agent.loop import Loop
 from agent.segment import Segment
 
 
@@ -113,3 +114,21 @@ def test_a_late_commit_does_not_stand_for_the_newest_in_the_handover() -> None:
         segment._committed({"step": step, "commit": f"commit-{step}", "bytes": 1, "seconds": 0.1})
     assert (attempt.handover.step, attempt.handover.commit) == (40, "commit-40")
     assert [one["step"] for one in attempt.handover.commits] == [40, 20]
+
+
+def test_the_end_of_publishing_comes_though_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a staging that hangs: no event until a watchdog's, which is far away
+    monkeypatch.setattr("agent.segment._TICK_S", 0.01)
+    segment, _, _ = segment_of([], None, "")
+    loop, watchdog = Loop(), list[str]()
+    until = time.monotonic() + 0.05
+    loop.after(20.0, lambda: watchdog.append("barked"))
+    over = SimpleNamespace(publishes_over=lambda since: time.monotonic() > until)
+    vars(segment).update(loop=loop, publisher=SimpleNamespace(hurry=lambda: None), stopping=over)
+    # When the time is over
+    try:
+        segment._finish_publishing()
+    finally:
+        loop.close()
+    # Then that is seen at once
+    assert not watchdog
