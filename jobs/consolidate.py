@@ -126,7 +126,10 @@ def put_aside(job: JobConfig, store: Store, commit: Commit, error: Damaged) -> N
     store.claim(Claimant(socket.gethostname(), "consolidate"), job.fingerprint, accept=job.accept_change)
     name = store.put_aside(commit)
     if name is None:
-        raise SegueError(f"{error}: and it cannot be set aside: remove {commit.path} by hand") from error
+        raise SegueError(
+            f"{error}: it stays where it is, because no other commit reads well on this machine: another machine may read both; if "
+            f"`segue verify` says the same of it, remove {commit.path}"
+        ) from error
     print(f"consolidate: warning: {error}; set aside as {name}", file=sys.stderr)
 
 

@@ -286,8 +286,11 @@ class Store:
         return name
 
     def put_aside(self, commit: Commit) -> str | None:
-        """Set a commit aside that a reader found bad; the new name, None when this store's claim does not own the run."""
-        return self._set_aside(commit)
+        """Set a commit aside that a reader found bad; the new name, None when this store's claim does not own the run, or when no other
+        commit reads well here: then it may be the machine that reads badly.
+        """
+        others = (one for one in self.commits() if one.name != commit.name)
+        return self._set_aside(commit) if any(not self.verify(one) for one in others) else None
 
     def set_aside(self) -> list[Path]:
         """Commits that were found bad; never read, never removed by segue on its own."""

@@ -120,6 +120,15 @@ def test_a_damaged_last_commit_is_set_aside_and_leaves_no_archive(
     assert not list((staged.store_root / "final").glob("*.tar"))
 
 
+def test_a_machine_on_which_no_commit_reads_well_sets_none_aside(staged: JobConfig, tmp_path: Path) -> None:
+    before = sorted((staged.store_root / "checkpoints").iterdir())
+    for path in before:
+        damage(path)
+    with pytest.raises(SegueError, match="no other commit reads well on this machine"):
+        consolidate.consolidate(staged, tmp_path)
+    assert sorted((staged.store_root / "checkpoints").iterdir()) == before
+
+
 def test_an_older_commit_with_all_steps_is_taken_where_the_newest_is_damaged(staged: JobConfig, tmp_path: Path) -> None:
     damage(staged.store_root / "checkpoints" / "000000060.e000001.tar")
     done = consolidate.consolidate(job_for(Path(staged.staging), steps=40), tmp_path)

@@ -238,7 +238,7 @@ def set_aside_before_an_older_one_was_read() -> Iterator[None]:
             return whole(store, *arguments, **more)
         except NoGoodCommit:
             for commit in store.commits():
-                store.put_aside(commit)
+                store._set_aside(commit)
             raise
 
     with _replaced((front.Store, "restore", hasty)):
