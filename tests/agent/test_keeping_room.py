@@ -15,7 +15,8 @@ from agent.errand import Errand, Outcome, Report, patience_s
 from agent.loop import Loop
 from agent.recipes.base import Finished
 from agent.staging import Staging
-from agent.store import Claimant
+from agent.store import Claimant, snapshot
+from agent.store.errors import CheckpointChanged
 from tests.agent.recipes.starts import saved, start_of
 from tests.agent.test_companions import place
 
@@ -73,14 +74,25 @@ def test_an_errand_that_moves_much_may_be_silent_for_long() -> None:
 def test_publish_and_restore_say_how_much_they_move(staging: Staging, tmp_path: Path) -> None:
     said: list[dict[str, Any]] = []
     claim = staging.store().claim(Claimant("m", "1.1", 0), staging.job.fingerprint)
-    snapshot = tmp_path / "snapshot"
-    saved(snapshot, "10", ("weights",))
-    (snapshot / "10/weights").write_bytes(b"x" * 5000)
-    staging.publish(vars(claim), Finished(10, "10", snapshot, ("10",)), snapshot, {}, None, {}, said.append)
+    taken = tmp_path / "snapshot"
+    saved(taken, "10", ("weights",))
+    (taken / "10/weights").write_bytes(b"x" * 5000)
+    staging.publish(vars(claim), Finished(10, "10", taken, ("10",)), taken, {}, None, {}, said.append)
     assert {"size": 5000} in said
     said.clear()
     staging.restore_afresh(tmp_path / "again", said.append)
     assert said[0]["size"] > 5000
+
+
+def test_a_publish_compares_the_checkpoint_with_its_snapshot(staging: Staging, tmp_path: Path) -> None:
+    claim = staging.store().claim(Claimant("m", "1.1", 0), staging.job.fingerprint)
+    saved(tmp_path / "root", "10", ("weights",))
+    seen = snapshot(tmp_path / "root", ["10"], tmp_path / "snapshot")
+    finished = Finished(10, "10", tmp_path / "root", ("10",), seen)
+    (tmp_path / "root/10/weights").write_bytes(b"of the next save")
+    with pytest.raises(CheckpointChanged):
+        staging.publish(vars(claim), finished, tmp_path / "snapshot", {}, None, {}, lambda said: None)
+    assert staging.store().commits() == []
 
 
 def test_a_publish_keeps_to_the_rate_of_the_run(
@@ -92,10 +104,10 @@ def test_a_publish_keeps_to_the_rate_of_the_run(
     monkeypatch.setattr("agent.store.copying.time.sleep", slept.append)
     limited = replace(staging, job=replace(staging.job, publish_bytes_per_s=1e6))
     claim = limited.store().claim(Claimant("m", "1.1", 0), staging.job.fingerprint)
-    snapshot = tmp_path / "snapshot"
-    saved(snapshot, "10", ("weights",))
-    (snapshot / "10/weights").write_bytes(b"x" * (3 << 20))
-    limited.publish(vars(claim), Finished(10, "10", snapshot, ("10",)), snapshot, {}, None, {}, lambda said: None)
+    taken = tmp_path / "snapshot"
+    saved(taken, "10", ("weights",))
+    (taken / "10/weights").write_bytes(b"x" * (3 << 20))
+    limited.publish(vars(claim), Finished(10, "10", taken, ("10",)), taken, {}, None, {}, lambda said: None)
     assert 3.0 < sum(slept) < 3.5
 
 
