@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent import exit_codes
-from agent.errors import SegueError
+from agent.errors import CannotRead, SegueError
 
 USAGE = "usage: agent.pyz run --config JOB.json --segment N --class CLASS [--handover HANDOVER.json]"
 _NEEDED = ("config", "segment", "class")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(load(Path(options["config"])), int(options["segment"]), options["class"], handover)
     except SegueError as error:
         print(f"segue: error: {error}", file=sys.stderr)
-        return exit_codes.PERMANENT
+        return exit_codes.TEMPORARY if isinstance(error, CannotRead) else exit_codes.PERMANENT
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.errors import BadInput
+from agent.errors import BadInput, CannotRead
 
 FORMAT = 1
 STORE_NAME = "segue-store"
@@ -175,7 +175,11 @@ def load(path: Path) -> JobConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; `segue dag run.toml` writes it") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CannotRead(
+            f"{path}: cannot be read ({error.strerror}); is its disk well, and may you read it?"
+        ) from error
+    except ValueError as error:
         raise BadInput(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: not a JSON object; generate the workflow again with `segue dag`")

@@ -19,6 +19,10 @@ class ReadDamaged(SegueError):
     """What was read is not what was written. It may be damaged where it lies, or this machine reads badly."""
 
 
+class CannotRead(SegueError):
+    """The disk refused a file that is there: the file may be good, and another machine may read it."""
+
+
 class BadInput(SegueError):
     """The user's file or arguments are wrong; nothing was changed."""
 

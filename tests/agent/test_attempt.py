@@ -362,7 +362,7 @@ def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) ->
     ]
     assert lines[-1]["event"] == "end"
     reached, published = lines[-1]["step"], attempt.handover()["step"]
-    assert reached > published
+    assert reached >= published  # equal where the notice came just as a step was saved
     with run.attempt() as second:
         second.reached(reached + 10)
         second.process.terminate()

@@ -78,3 +78,25 @@ def test_a_sigterm_while_the_log_is_kept_shortens_the_wait(tmp_path: Path) -> No
         assert not running
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize(("fault", "code"), [(OSError(5, "Input/output error"), 75), (None, 78)])
+def test_a_job_file_that_this_machine_cannot_read_may_be_read_by_another(
+    fault: OSError | None,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from agent.__main__ import main
+
+    path = tmp_path / "job.json"
+    path.write_text("{")
+
+    def refused(*_: object, **__: object) -> str:
+        raise fault  # type: ignore[misc]
+
+    if fault is not None:
+        monkeypatch.setattr(Path, "read_text", refused)
+    assert main(["run", "--config", str(path), "--segment", "0", "--class", "short"]) == code
+    assert str(path) in capsys.readouterr().err
