@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable
 
 _ASLEEP_S = 2.0
-_OFFSET_S = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+_CLOCK: int = getattr(
+    time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC
+)  # Linux alone has the first, but the rest imports anywhere
+_OFFSET_S = time.time() - time.clock_gettime(_CLOCK)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def steady() -> float:
     """Unix seconds by the clock as it stood at the agent's start: what is compared with the deadline or measured must not jump with it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) + _OFFSET_S
+    return time.clock_gettime(_CLOCK) + _OFFSET_S
 
 
 def _noticed(number: int, frame: object) -> None:
