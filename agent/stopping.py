@@ -64,30 +64,32 @@ class Stopping:
         ):
             attempt.say(f"asking the trainer to stop after step {training.step + 1}: the time is used")
             training.ask_to_stop(training.step + 1)
-        if now >= usable - publish_need_s(pace):
+        ready = None if self._recipe.stops_on_request else self._next_save(training, now)
+        # A save that is on its way may take a little of the margin: to wait for it and then not to would lose what was made since the last.
+        latest = usable - publish_need_s(pace) + (attempt.deadline.margin_s / 4 if ready is not None else 0.0)
+        if now >= latest:
             self.out_of_time = "the limit came before the trainer's last step"
-        elif not self._recipe.stops_on_request and self._next_save_too_late(training, now):
+        elif ready is not None and ready > latest:
             self.out_of_time = "the next checkpoint would not be published before the limit"
         if self.out_of_time:
             attempt.say(f"ending the trainer: {self.out_of_time}")
             training.terminate(min(attempt.job.kill_grace_s, max(1.0, attempt.deadline.margin_s / 2)))
 
-    def _next_save_too_late(self, training: Training, now: float) -> bool:
-        """Whether steps come more slowly than thought, so that only what is finished now can be kept."""
+    def _next_save(self, training: Training, now: float) -> float | None:
+        """When the next checkpoint will be finished, in Unix seconds; None while that is unknown, or while one waits to be published."""
         interval, publisher = training.start.save_interval, self._publisher
         if not training.clock.settled or publisher.unpublished or publisher.finished_step <= training.start.resume_step:
-            return False
+            return None
         if interval is not None and self._recipe.sets_save_interval:
             upcoming = (training.step // interval + 1) * interval
         elif publisher.spacing is not None:
             upcoming = max(publisher.finished_step + publisher.spacing, training.step)
         else:
-            return False
+            return None
         if self._recipe.sets_last_step:
             upcoming = min(training.start.last_step, upcoming)
         pace = self._attempt.experience.pace
-        ready = now + (upcoming - training.step) * pace.step_s + pace.save_s
-        return ready > self._attempt.deadline.usable - publish_need_s(pace) + self._attempt.deadline.margin_s / 4
+        return now + (upcoming - training.step) * pace.step_s + pace.save_s
 
     def _mind_leaving(self, training: Training) -> None:
         """After SIGTERM: a checkpoint of this very step when trainer and grace allow it, otherwise the end at once."""
