@@ -2,9 +2,9 @@
 
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
-no other end than the run's), prefix (of its
-checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all
-checkpoints when a file `lose` is there, and crashes).
+no other end than the run's), saves_until (no checkpoint after that step), prefix (of its checkpoints' names), beyond (goes on to that step,
+whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all checkpoints when a file `lose` is there, and
+crashes).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def check_workers(pids: list[int]) -> None:
 
 def train() -> None:
     step = 0 if "forgetful" in OPTIONS else int(os.environ["SEGUE_RESUME_STEP"])
+    saves_until = int(number("saves_until")) or sys.maxsize
     last = int(OPTIONS.get("beyond") or os.environ["SEGUE_STEPS" if "every" in OPTIONS else "SEGUE_LAST_STEP"])
     interval = int(OPTIONS.get("every") or os.environ.get("SEGUE_SAVE_INTERVAL") or 10)
     state = json.loads((ROOT / str(step) / "state.json").read_text())["state"] if step else ""
@@ -91,7 +92,7 @@ def train() -> None:
             if board is not None:
                 board.log({"loss": 1.0 / step}, step=step)
             stopping = "deaf" not in OPTIONS and STOP.exists() and step >= int(STOP.read_text())
-            if step % interval == 0 or step == last or stopping:
+            if step <= saves_until and (step % interval == 0 or step == last or stopping):
                 save(step, state)
             if stopping:
                 break

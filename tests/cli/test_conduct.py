@@ -121,17 +121,17 @@ def test_interrupt_ends_with_130_and_a_word(place: Path) -> None:
     # Given a command that waits: its run.toml is a pipe in which nobody writes,
     pipe = place / "pipe.toml"
     os.mkfifo(pipe)
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [*SEGUE, "plan", "pipe.toml"], cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        descriptor = _writer(pipe)
-        child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=60)
-        os.close(descriptor)
-    finally:
-        child.kill()
-        pipe.unlink()
+    ) as child:
+        try:
+            # and an interrupt: it is on its way when the pipe ends, so that one which meets Python just before its read is not left waiting.
+            with os.fdopen(_writer(pipe), "wb"):
+                child.send_signal(signal.SIGINT)
+            out, errors = child.communicate(timeout=60)
+        finally:
+            child.kill()
+            pipe.unlink()
     assert (child.returncode, out, errors) == (130, b"", b"\nsegue: interrupted\n"), (
         "on a line of its own, after the terminal's ^C"
     )
