@@ -22,6 +22,8 @@ from agent.processes import become_subreaper, descendants, die_with_parent, kill
 
 _TERMINATE, _ABORT, _KILL = b"T", b"A", b"K"
 _REMNANT_S = 10.0
+NOT_STARTED = 127
+"""The shell's exit code for a program that could not be started, told of a trainer that never ran."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,10 @@ class Keeper:
         self._loop.forget(self._results)
         os.close(self._results)
         os.close(self._control)
-        if self._status is None:
-            self.ended = Ended(None, signal.SIGKILL, lost=not self.problem)
+        if self.problem:
+            self.ended = Ended(NOT_STARTED, None)
+        elif self._status is None:
+            self.ended = Ended(None, signal.SIGKILL, lost=True)
         elif os.WIFSIGNALED(self._status):
             self.ended = Ended(None, os.WTERMSIG(self._status))
         else:

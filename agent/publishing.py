@@ -77,7 +77,6 @@ class Publisher:
         self._retaken = -1
         self.finished_step = 0
         """Step of the newest finished checkpoint known, published or not."""
-        self.finished_at: float | None = None
         self.spacing: int | None = None
         """Steps between the last two checkpoints of this start, where the trainer keeps an interval of its own."""
         self.committed_step = 0
@@ -125,7 +124,6 @@ class Publisher:
         self._seen = None
         self._full_at = 0.0
         self.finished_step = step
-        self.finished_at = None
         self.spacing = None
 
     def look(self, thoroughly: bool = False) -> None:
@@ -166,7 +164,6 @@ class Publisher:
                 if self._start is not None and finished.step > self.finished_step > self._start.resume_step:
                     self.spacing = finished.step - self.finished_step
                 self.finished_step = finished.step
-                self.finished_at = time.time()
                 self._add(replace(waiting, finished=replace(finished, seen=outcome.value["seen"])))
             else:
                 self._failed_snapshots += 1

@@ -184,6 +184,7 @@ def beside_the_trainer(place: Path, rounds: int) -> float:
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
+        start_new_session=True,  # as under the agent: the kernel may share the processor among sessions first
     )
     os.sched_setaffinity(0, cores)
     # Three in a row: one takes two seconds, too short to tell a pace by.
@@ -202,7 +203,9 @@ def beside_the_trainer(place: Path, rounds: int) -> float:
             store = place / "store"
             store.mkdir()
             publisher = subprocess.Popen(
-                [sys.executable, "-c", program, str(place / "source"), str(store), "low"], stdout=subprocess.DEVNULL
+                [sys.executable, "-c", program, str(place / "source"), str(store), "low"],
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
             )
             during = pace(progress, publisher)
             if publisher.returncode != 0:

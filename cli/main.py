@@ -120,7 +120,7 @@ def _sentence(error: click.ClickException) -> str:
     """Click's finding in one line, with the command whose help says more."""
     text = " ".join(error.format_message().split()).rstrip(".")
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        text += f"; see {error.ctx.command_path} --help"
+        text += f"{' See' if text.endswith('?') else '; see'} {error.ctx.command_path} --help"
     return text[:1].lower() + text[1:]
 
 

@@ -106,6 +106,12 @@ def requests(spec: Spec, run_toml: Path) -> list[InputRequest]:
     for asset in spec.data.assets:
         source = beside(here, asset.source)
         wanted.append(InputRequest(asset.name or _input_name(source), source, asset.target))
+    targets = [os.path.normpath(entry.target) for entry in wanted]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise BadInput(
+                f"{run_toml}: data: two inputs have the target {target!r}, and one would hide the other: give each its own `target`"
+            )
     names = [entry.name for entry in wanted]
     for name in names:
         if name == "code":

@@ -24,7 +24,7 @@ def only_known(job: JobConfig, known: tuple[str, ...]) -> None:
     for key in job.options:
         if key not in known:
             raise BadInput(
-                f"run.toml: trainer.options.{key} is unknown to recipe {job.recipe!r}; it has {', '.join(known)}"
+                f"run.toml: trainer.options.{key} is unknown to recipe {job.recipe!r}; it has {', '.join(known) or 'none'}"
             )
 
 

@@ -12,8 +12,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.config import JobConfig
 from agent.errors import BadInput
 from agent.recipes.base import Finished, Progress, Recipe, Start
+from agent.recipes.options import only_known
 
 _LINE = re.compile(r"step (\d+) loss (\S+)")
 _TEMPORARY = "orbax-checkpoint-tmp"
@@ -27,6 +29,9 @@ class ReferenceRecipe(Recipe):
     sets_last_step = True
     sets_save_interval = True
     stops_on_request = True
+
+    def configure(self, job: JobConfig) -> None:
+        only_known(job, ())
 
     def checkpoint_root(self, start: Start) -> Path:
         return start.scratch / "checkpoints"

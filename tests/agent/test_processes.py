@@ -78,6 +78,20 @@ def test_an_errand_reports_and_returns(loop: Loop) -> None:
     assert reports == [{"half": 1}]
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel has no scheduler autogroups")
+def test_a_publish_gives_way_to_a_trainer_in_a_session_of_its_own(loop: Loop) -> None:
+    """Where the kernel shares the processor among sessions first, a process's nice counts only within its session."""
+
+    def work(report: Report) -> dict[str, object]:
+        return {"group": Path("/proc/self/autogroup").read_text(), "nice": os.nice(0)}
+
+    before = Path("/proc/self/autogroup").read_text()
+    outcome, _ = run_errand(loop, work)
+    assert outcome.value["nice"] >= 15
+    assert outcome.value["group"].endswith(" nice 15\n") and outcome.value["group"].split()[0] != before.split()[0]
+    assert Path("/proc/self/autogroup").read_text() == before, "the agent's own stays as it is"
+
+
 def test_an_errand_that_fails_says_how(loop: Loop) -> None:
     """What the disk refused has one name, whichever of Python's classes it is."""
 
@@ -142,6 +156,7 @@ def test_a_program_that_does_not_exist_is_named(loop: Loop, tmp_path: Path) -> N
     wait(loop, lambda: ended)
     assert "/nowhere/python9" in keeper.problem
     assert keeper.problem_errno == errno.ENOENT
+    assert ended[0].text == "exit code 127", "nothing was killed"
 
 
 def test_what_the_machine_says_to_a_program_is_passed_on(

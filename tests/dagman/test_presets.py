@@ -99,6 +99,23 @@ def test_option_that_the_recipe_does_not_have_is_refused_by_plan(tmp_path: Path)
         ask(tmp_path / "run.toml")
 
 
+def test_reference_has_no_options(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(initial_text("arm", "local", None) + '[trainer.options]\nconfig = "x"\n')
+    with pytest.raises(BadInput, match=r"trainer\.options\.config is unknown to recipe 'reference'; it has none"):
+        ask(tmp_path / "run.toml")
+
+
+def test_two_inputs_at_one_place_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    assets = '[{source = "one", target = "in/x"}, {source = "two", target = "./in//x"}]'
+    text = initial_text("arm", "local", None)
+    (tmp_path / "run.toml").write_text(text.replace('dataset = "data"', f"assets = {assets}"))
+    asked = ask(tmp_path / "run.toml")
+    with pytest.raises(BadInput, match=r"run\.toml: data: two inputs have the target 'in/x'.*its own `target`"):
+        requests(asked.spec, asked.run_toml)
+
+
 def test_unknown_preset_is_named_with_those_there_are() -> None:
     with pytest.raises(BadInput, match="--preset pi9: no such preset; there are pi0-full, pi0-lora"):
         load_preset("pi9")
