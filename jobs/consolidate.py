@@ -26,6 +26,7 @@ from agent.store import Claimant
 from agent.store.errors import BadArchive
 from jobs.archives import pack, unpack
 from jobs.consolidate_kinds import kind_of
+from jobs.staging import require_staging
 
 if TYPE_CHECKING:
     from agent.store import Commit, Store
@@ -137,6 +138,8 @@ def consolidate(job: JobConfig, scratch: Path) -> dict[str, object]:
     """The whole node; what it did, as plain data."""
     from agent.store import PosixFileSystem, Store
 
+    if not job.checkpoint_exit:
+        require_staging(job)
     store = Store(job.store_root, fs=PosixFileSystem())
     while True:
         commit = last_commit(job, store)

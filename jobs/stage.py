@@ -17,6 +17,7 @@ from agent.config import InputArchive, JobConfig, load
 from agent.errors import SegueError
 from agent.pack import DigestMismatch, archive_name, digest_of, members, write_archive
 from agent.store.errors import speaking
+from jobs.staging import require_staging
 
 
 class NotStaged(SegueError):
@@ -57,7 +58,9 @@ def place(job: JobConfig, entry: InputArchive) -> bool:
 
 
 def stage(job: JobConfig) -> dict[str, object]:
-    """The whole node; what it did, as plain data."""
+    """The whole node; what it did, as plain data. Raises as `place` does."""
+    if in_staging(job):
+        require_staging(job)
     packed: list[str] = []
     verified: list[str] = []
     for entry in in_staging(job):

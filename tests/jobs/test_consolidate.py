@@ -101,6 +101,14 @@ def test_an_incomplete_run_ends_with_78_and_a_sentence(
     assert "run other has no commit" in capsys.readouterr().err
 
 
+def test_a_machine_without_staging_leaves_the_node_to_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(job_for(tmp_path / "staging"), tmp_path)
+    assert jobs_main(["consolidate", "--config", str(job)]) == 75
+    assert "check the path and that the file system is mounted here" in capsys.readouterr().err
+
+
 def damage(commit: Path) -> None:
     data = bytearray(commit.read_bytes())
     data[len(data) // 2] ^= 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import InputArchive, JobConfig, dump
-from agent.exit_codes import PERMANENT
+from agent.exit_codes import PERMANENT, TEMPORARY
 from agent.pack import archive_name, digest_of, members, write_archive
 from jobs.main import main
 
@@ -91,3 +91,14 @@ def test_what_travels_from_the_workflow_directory_need_not_be_there(
     code = InputArchive("code", "code-0.tar", "0" * 64, 5, "code", travels="plain")
     assert run(replace(job, inputs=(), code=code), capsys)[0] == 0
     assert run(replace(job, inputs=(), code=replace(code, travels="")), capsys)[0] == PERMANENT
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_a_machine_without_staging_leaves_the_node_to_another(
+    job: JobConfig, capsys: pytest.CaptureFixture[str], source: bool
+) -> None:
+    shutil.rmtree(job.staging)
+    code, _, said = run(with_source(job) if source else job, capsys)
+    assert code == TEMPORARY
+    assert job.staging in said and "check the path and that the file system is mounted here" in said
+    assert not Path(job.staging).exists(), "nothing is written where the mount would be"
