@@ -5,6 +5,7 @@ The files lie in the run's store as one archive an attempt; W&B's own client sen
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,14 +22,28 @@ from agent.config import Wandb
 from agent.errors import BadInput, SegueError
 
 
-def unpack(archives: Sequence[Path], directory: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Part:
+    """One attempt's archive: the offline runs that were unpacked from it, and which file it was (`_state`)."""
+
+    archive: Path
+    runs: tuple[Path, ...]
+    state: tuple[int, int, int]
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def unpack(archives: Sequence[Path], directory: Path) -> list[Part]:
     """The offline runs in ``archives``; members that are no plain file, or lead out, are left out."""
-    found: list[Path] = []
+    parts: list[Part] = []
     for archive in archives:
         target = directory / archive.stem
         target.mkdir()
         try:
-            with tarfile.open(archive) as tar:
+            with archive.open("rb") as file, tarfile.open(fileobj=file) as tar:
+                state = _state(os.fstat(file.fileno()))
                 for member in tar:
                     place = Path(os.path.normpath(target / member.name))
                     data = tar.extractfile(member) if member.isreg() and target in place.parents else None
@@ -36,8 +52,20 @@ def unpack(archives: Sequence[Path], directory: Path) -> list[Path]:
                         place.write_bytes(data.read())
         except (OSError, tarfile.TarError) as error:
             raise SegueError(f"{archive}: cannot be unpacked ({error})") from error
-        found += sorted(target.glob("wandb/offline-run-*"))
-    return found
+        parts.append(Part(archive, tuple(sorted(target.glob("wandb/offline-run-*"))), state))
+    return parts
+
+
+def _remove(sent: Sequence[Part]) -> list[Path]:
+    """Remove the archives that were sent; returns those that a running attempt has replaced since: they hold more, and stay."""
+    newer = []
+    for part in sent:
+        with contextlib.suppress(FileNotFoundError):
+            if _state(part.archive.stat()) == part.state:
+                part.archive.unlink()
+            else:
+                newer.append(part.archive)
+    return newer
 
 
 def sync_command(wandb: Wandb, runs: Sequence[Path]) -> list[str]:
@@ -76,12 +104,27 @@ def sync(run: str, keep: bool) -> None:
     if key is None:
         raise SegueError("there is no W&B key here: segue login")
     with tempfile.TemporaryDirectory() as temporary:
-        runs = unpack(archives, Path(temporary))
-        environment = {**os.environ, "WANDB_API_KEY": key.read_text(encoding="utf-8").strip()}
-        code = subprocess.run(sync_command(job.wandb, runs), env=environment, stdout=sys.stderr).returncode
+        parts = unpack(archives, Path(temporary))
+        sent = [part for part in parts if part.runs]
+        runs = [run for part in sent for run in part.runs]
+        code = _send(job.wandb, runs, key) if runs else 0
     if code:
         raise SegueError(f"W&B's client ended with exit code {code}; the files stay in {directory}")
-    if not keep:
-        for archive in archives:
-            archive.unlink()
+    newer = [] if keep else _remove(sent)
     click.echo(f"segue: sent {len(runs)} offline parts of run {job.wandb.id}", err=True)
+    if newer:
+        click.echo(
+            f"segue: {', '.join(path.name for path in newer)} was written again meanwhile and stays: its attempt runs; send it once more later",
+            err=True,
+        )
+    empty = [part.archive.name for part in parts if not part.runs]
+    if empty:
+        raise SegueError(
+            f"{directory}: nothing in {', '.join(empty)} can be sent (no wandb/offline-run-*), so it stays: look with `tar tf`, and remove it if it "
+            "is of no use"
+        )
+
+
+def _send(wandb: Wandb, runs: Sequence[Path], key: Path) -> int:
+    environment = {**os.environ, "WANDB_API_KEY": key.read_text(encoding="utf-8").strip()}
+    return subprocess.run(sync_command(wandb, runs), env=environment, stdout=sys.stderr).returncode

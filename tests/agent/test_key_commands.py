@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from agent.config import JobConfig, Wandb, dump
 from cli.login import command as login
+from cli.main import main
 from cli.wandb import sync as sync_click
 from cli.wandb import sync_command, unpack
 
@@ -54,7 +55,7 @@ def test_offline_runs_of_all_attempts_are_found(tmp_path: Path) -> None:
     offline_archive(tmp_path / "000002.tar", "wandb/offline-run-2-x/run-x.wandb")
     work = tmp_path / "work"
     work.mkdir()
-    runs = unpack(sorted(tmp_path.glob("*.tar")), work)
+    runs = [run for part in unpack(sorted(tmp_path.glob("*.tar")), work) for run in part.runs]
     assert [run.name for run in runs] == ["offline-run-1-x", "offline-run-2-x"]
     assert all((run / "run-x.wandb").read_bytes() == b"data" for run in runs)
 
@@ -63,7 +64,7 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
     offline_archive(tmp_path / "000001.tar", "../../escaped", "wandb/offline-run-1-x/f")
     work = tmp_path / "work"
     work.mkdir()
-    assert len(unpack([tmp_path / "000001.tar"], work)) == 1
+    assert [len(part.runs) for part in unpack([tmp_path / "000001.tar"], work)] == [1]
     assert not (tmp_path / "escaped").exists() and not (tmp_path.parent / "escaped").exists()
 
 
@@ -98,3 +99,48 @@ def test_sync_wants_a_key(home: Path) -> None:
     offline_archive(home / "staging" / "segue" / "plain" / "wandb" / "000001.tar", "wandb/offline-run-1-x/f")
     result = CliRunner().invoke(sync_click, [str(place)])
     assert "segue login" in str(result.exception)
+
+
+class TestWhatIsSentIsRemoved:
+    """W&B's client is stood in for: what it does to the server is its own business."""
+
+    @pytest.fixture
+    def archives(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        workflow(home, Wandb("arm", "x"))
+        (home / "config" / "segue").mkdir(parents=True)
+        (home / "config" / "segue" / "wandb.key").touch(mode=0o600)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        place = home / "staging" / "segue" / "plain" / "wandb"
+        place.mkdir(parents=True)
+        offline_archive(place / "000001.tar", "wandb/offline-run-1-x/f")
+        return place
+
+    def client(self, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+        monkeypatch.setattr("cli.wandb.sync_command", lambda wandb, runs: ["sh", "-c", does, "sh", *map(str, runs)])
+
+    def test_archive_goes_once_it_was_sent(self, home: Path, archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.client(monkeypatch, "test $# = 1")
+        assert main(["wandb", "sync", str(home / "flow"), "--keep"]) == 0
+        assert (archives / "000001.tar").exists()
+        assert main(["wandb", "sync", str(home / "flow")]) == 0
+        assert list(archives.iterdir()) == []
+
+    def test_archive_that_the_running_attempt_wrote_again_meanwhile_stays(
+        self, home: Path, archives: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        newer = home / "newer.tar"
+        offline_archive(newer, "wandb/offline-run-1-x/f", "wandb/offline-run-1-x/g")
+        written = newer.read_bytes()
+        self.client(monkeypatch, f"mv {newer} {archives / '000001.tar'}")
+        assert main(["wandb", "sync", str(home / "flow")]) == 0
+        assert "000001.tar was written again meanwhile and stays" in capfd.readouterr().err
+        assert (archives / "000001.tar").read_bytes() == written
+
+    def test_archive_without_an_offline_run_stays_and_is_named(
+        self, home: Path, archives: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        offline_archive(archives / "000002.tar", "notes.txt")
+        self.client(monkeypatch, "test $# = 1")
+        assert main(["wandb", "sync", str(home / "flow")]) == 1
+        assert "nothing in 000002.tar can be sent" in capfd.readouterr().err
+        assert [path.name for path in archives.iterdir()] == ["000002.tar"]
