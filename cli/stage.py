@@ -40,7 +40,7 @@ def command(
     from dagman.shipping.stage import here_is_access_point, stage
     from dagman.shipping.where import destination
 
-    where = destination(run, mounted)
+    where = destination(run, mounted, inputs=True)
     code = (where.spec.code is not None and not here_is_access_point(where)) if with_code is None else with_code
     if where.host:
         click.echo(f"connecting to {where.host}", err=True)

@@ -74,7 +74,10 @@ def foresee(asked: Asked) -> Foreseen:
 
 def _unstaged(asked: Asked) -> tuple[str, ...]:
     """Inputs that only `segue stage` can bring to the jobs, and that it has not brought as far as is known here."""
-    if "{this}" in asked.site.python or asked.spec.agent.checkpoint_exit:
+    moved = (
+        asked.spec.agent.checkpoint_exit and not asked.site.staging.transfers
+    )  # inputs travel from the workflow directory
+    if "{this}" in asked.site.python or moved:
         return ()
     record = read_record(record_path(asked.run_toml))
     staged = {name for name, entry in record.items() if entry.staged}

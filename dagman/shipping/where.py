@@ -38,15 +38,16 @@ class Destination:
     generated: bool = False
 
 
-def destination(run: Path, mounted: bool = False) -> Destination:
-    """From a run.toml, or a directory with one. ``mounted``: use staging as this machine sees it, whatever the site's transfer host.
+def destination(run: Path, mounted: bool = False, inputs: bool = False) -> Destination:
+    """From a run.toml, or a directory with one. ``mounted``: use staging as this machine sees it, whatever the site's transfer host;
+    ``inputs``: only inputs are meant, which a site with transfer rules brings from staging to jobs that mount none.
 
     BadInput for anything wrong in run.toml.
     """
     run_toml = run_file(run)
     spec = load_spec(run_toml)
     site = _site(spec, run_toml)
-    if spec.agent.checkpoint_exit:
+    if spec.agent.checkpoint_exit and not (inputs and site.staging.transfers):
         raise BadInput(
             f"{run_toml}: agent.checkpoint_exit: such a run keeps nothing in staging; its inputs travel from the access point and "
             "its checkpoints are in HTCondor's hands"

@@ -265,6 +265,22 @@ class TestWhatIsNotStaged:
         assert "not in" not in segue("dag", run_toml).err
         assert "not staged yet" not in done.err and next_of(done.err).startswith(f"segue submit {run_toml}")
 
+    def test_inputs_go_to_staging_where_only_the_checkpoints_are_moved_by_htcondor(
+        self, segue: Segue, run_toml: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("STAGING", str(run_toml.parent / "staging"))
+        for name in ("data", "base"):
+            (run_toml.parent / name).write_text("x")
+        run_toml.write_text(
+            self.CHTC.replace('staging = "staging"\n', "") + "[agent]\ncheckpoint_exit = true\n[pace]\nstep_s = 1\n"
+        )
+        asked = segue("plan", run_toml)
+        assert "data: not staged yet: dataset, base" in asked.err
+        assert next_of(asked.err).startswith(f"segue stage {run_toml}")
+        assert segue("stage", run_toml, "--mounted").code == 0
+        assert next_of(segue("plan", run_toml).err).startswith(f"segue submit {run_toml}")
+        assert "not in" not in segue("dag", run_toml).err
+
     def test_local_jobs_read_it_where_it_is(self, segue: Segue, run_toml: Path) -> None:
         (run_toml.parent / "data").write_text("x")
         run_toml.write_text(RUN + '[data]\ndataset = "data"')

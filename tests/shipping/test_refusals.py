@@ -119,6 +119,8 @@ def test_a_full_disk_here_is_said_before_packing(run: Run, monkeypatch: pytest.M
 
 def test_a_run_without_staging_has_nothing_to_ship(run: Run) -> None:
     run.write(staging="", agent="checkpoint_exit = true")
+    assert "agent.checkpoint_exit" in run.segue("pull", expect=2)
+    run.write(site='"local"', staging="", agent="checkpoint_exit = true")
     assert "agent.checkpoint_exit" in run.segue("stage", expect=2)
 
 
