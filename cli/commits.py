@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from agent.config import JobConfig
-    from agent.store import Store
+    from agent.store import Retention, Store
     from agent.store.budget import Room
+    from dagman.runs import RunPlace
 
 
-def _open(run: str) -> tuple[str, Store, JobConfig | None]:
-    """The run's name, its store and what the job was told (None for a store's own directory)."""
+def _open(run: str) -> tuple[str, Store, RunPlace | None]:
+    """The run's name, its store and where it was generated (None for a store's own directory)."""
     from agent.errors import SegueError
     from agent.store import Budget, Store
+    from dagman.paths import absolute
     from dagman.quotas import asked
 
-    given = Path(run).expanduser().absolute()
+    given = absolute(Path(run))
     if (given / "checkpoints").is_dir() and (given / "epochs").is_dir():
         return given.name, Store(given, quotas=asked()), None
     from dagman.runs import find_run
@@ -34,7 +35,7 @@ def _open(run: str) -> tuple[str, Store, JobConfig | None]:
             f"staging {job.staging} is not mounted here: ask where it is, on an access point or on the transfer host"
         )
     store = Store(place.store, budget=Budget(job.budget.bytes, job.budget.items))
-    return job.run, store, job
+    return job.run, store, place
 
 
 @click.command("commits")
@@ -44,7 +45,7 @@ def commits(run: str, as_json: bool) -> None:
     """List the commits of RUN (a run.toml, a workflow directory or a store's directory), the one to restore first on top."""
     from cli.output import console, duration, size, table
 
-    name, store, _ = _open(run)
+    name, store, place = _open(run)
     found = store.commits()
     aside = store.set_aside()
     rooms = store.rooms() if store.root.is_dir() else []
@@ -87,7 +88,10 @@ def commits(run: str, as_json: bool) -> None:
     else:
         click.echo(f"{name} has no commits yet in {store.root}", err=True)
     for path in aside:
-        click.echo(f"set aside as bad: {path.name} (segue prune {typed} --set-aside removes it)", err=True)
+        prunable = (
+            typed if place is not None else "RUN_TOML"
+        )  # the store's own directory does not say what a prune must keep
+        click.echo(f"set aside as bad: {path.name} (segue prune {prunable} --set-aside removes it)", err=True)
     for room in rooms:
         click.echo(f"room: {_said(room)}", err=True)
     if found:
@@ -142,18 +146,22 @@ def verify(run: str, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option(
-    "--keep", type=click.IntRange(min=2), help="Keep the newest K good commits [default: what run.toml says, else 2]."
+    "--keep",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Keep the newest K good commits.  [default: what run.toml says]",
 )
 @click.option("--set-aside", is_flag=True, help="Also remove commits that were found bad and set aside.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(run: str, dry_run: bool, keep: int | None, set_aside: bool, as_json: bool) -> None:
-    """Remove commits of RUN that its retention does not ask for; the newest two good ones always stay."""
-    from agent.store import Retention
+    """Remove commits of RUN that its retention does not ask for; the newest two good ones always stay.
+
+    The retention is what run.toml says now. A run's own directory in staging does not know it: there --keep has to be given.
+    """
     from cli.output import size
 
-    name, store, job = _open(run)
-    rule = job.retention if job is not None else None
-    wanted = Retention(keep or (rule.keep if rule else 2), rule.every if rule else None, rule.best if rule else None)
+    name, store, place = _open(run)
+    wanted = _retention(run, place, keep)
     removed = store.prune(None, wanted, dry_run=dry_run)
     aside: list[Path] = []
     if set_aside:
@@ -179,4 +187,31 @@ def prune(run: str, dry_run: bool, keep: int | None, set_aside: bool, as_json: b
         err=True,
     )
     if dry_run and (removed or aside):
-        click.echo(f"next: segue prune {shlex.quote(run)}{' --set-aside' if set_aside else ''}", err=True)
+        options = (f" --keep {keep}" if keep else "") + (" --set-aside" if set_aside else "")
+        click.echo(f"next: segue prune {shlex.quote(run)}{options}", err=True)
+
+
+def _retention(run: str, place: RunPlace | None, keep: int | None) -> Retention:
+    """What run.toml says now, else what the workflow was generated with; ``keep`` goes before it. BadInput where neither is known."""
+    from agent.errors import BadInput
+    from agent.store import Retention
+    from dagman.runs import own_run_file
+    from dagman.spec import load_spec
+
+    if place is None:
+        if keep is None:
+            raise BadInput(
+                f"{run}: this directory does not say what the run's retention is: give run.toml instead, or --keep K"
+            )
+        click.echo(
+            f"{run}: retention.every and retention.best are not known here, so nothing is kept for their sake: give run.toml instead if it has them",
+            err=True,
+        )
+        return Retention(keep)
+    try:
+        run_toml = own_run_file(Path(run))
+    except BadInput:
+        rule = place.job.retention  # generated with --to: its run.toml is somewhere else
+        return Retention(keep or rule.keep, rule.every, rule.best)
+    asked = load_spec(run_toml).retention
+    return Retention(keep or asked.keep, asked.every, asked.best)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from agent.store import Claimant, Metadata, Store
 from cli.commits import commits, prune, verify
+from tests.cli.conftest import RUN, Segue
 from tests.store.trees import make_checkpoint
 
 
@@ -71,10 +72,10 @@ def test_verify_exits_1_with_the_list_of_the_bad(root: Path) -> None:
 
 
 def test_prune_says_first_and_removes_then(root: Path) -> None:
-    said = CliRunner().invoke(prune, [str(root), "--dry-run", "--json"])
+    said = CliRunner().invoke(prune, [str(root), "--keep", "2", "--dry-run", "--json"])
     assert json.loads(said.stdout)["removed"] == ["000000010.e000001.tar"]
     assert len(Store(root).commits()) == 3
-    done = CliRunner().invoke(prune, [str(root)])
+    done = CliRunner().invoke(prune, [str(root), "--keep", "2"])
     assert done.exit_code == 0 and "removed 000000010.e000001.tar" in done.stdout
     assert [one.step for one in Store(root).commits()] == [30, 20]
 
@@ -82,10 +83,50 @@ def test_prune_says_first_and_removes_then(root: Path) -> None:
 def test_prune_removes_what_was_set_aside_only_when_told(root: Path) -> None:
     aside = root / "checkpoints" / "000000030.e000001.tar.bad-e000002"
     (root / "checkpoints" / "000000030.e000001.tar").rename(aside)
-    assert CliRunner().invoke(prune, [str(root)]).exit_code == 0
+    assert CliRunner().invoke(prune, [str(root), "--keep", "2"]).exit_code == 0
     assert aside.exists()
-    assert CliRunner().invoke(prune, [str(root), "--set-aside"]).exit_code == 0
+    assert CliRunner().invoke(prune, [str(root), "--keep", "2", "--set-aside"]).exit_code == 0
     assert not aside.exists()
+
+
+class TestWhatPruneKeeps:
+    @pytest.fixture
+    def store(self, segue: Segue, run_toml: Path) -> Path:
+        run_toml.write_text(RUN + "[retention]\nkeep = 3\nevery = 20\n")
+        assert segue("dag", run_toml).code == 0
+        store = Store(run_toml.parent / "staging" / "segue" / "run")
+        claim = store.claim(Claimant(), {})
+        for step in range(10, 80, 10):
+            store.publish(claim, make_checkpoint(run_toml.parent / f"made-{step}", step), Metadata(step, str(step)))
+        return Path(store.root)
+
+    def goes(self, segue: Segue, *words: str | Path) -> list[int]:
+        return [int(name[:9]) for name in json.loads(segue("prune", *words, "--dry-run", "--json").out)["removed"]]
+
+    def test_it_is_what_run_toml_says_now(self, segue: Segue, store: Path, run_toml: Path) -> None:
+        assert self.goes(segue, run_toml) == [10, 30]
+        run_toml.write_text(run_toml.read_text().replace("keep = 3", "keep = 5"))
+        for run in (run_toml, run_toml.parent / "run"):
+            assert self.goes(segue, run) == [10]
+
+    def test_workflow_whose_run_toml_is_somewhere_else_keeps_what_it_was_generated_with(
+        self, segue: Segue, store: Path, run_toml: Path
+    ) -> None:
+        assert segue("dag", run_toml, "--to", run_toml.parent / "far" / "flow").code == 0
+        assert self.goes(segue, run_toml.parent / "far" / "flow") == [10, 30]
+
+    def test_stores_own_directory_does_not_know_it_and_asks(self, segue: Segue, store: Path) -> None:
+        asked = segue("prune", store)
+        assert asked.code == 2 and "give run.toml instead, or --keep K" in asked.sentence()
+        told = segue("prune", store, "--keep", "3", "--dry-run")
+        assert told.code == 0 and "retention.every and retention.best are not known here" in told.err
+
+    def test_next_command_removes_what_was_shown_and_no_more(self, segue: Segue, store: Path, run_toml: Path) -> None:
+        shown = segue("prune", run_toml, "--keep", "6", "--set-aside", "--dry-run")
+        following = shown.err.splitlines()[-1].removeprefix("next: segue ")
+        assert following == f"prune {run_toml} --keep 6 --set-aside"
+        done = segue(*following.split())
+        assert done.out == shown.out.replace("would remove", "removed") and done.out.count("\n") == 1
 
 
 def test_a_path_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:
