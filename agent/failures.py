@@ -52,7 +52,7 @@ def _rule(kind: str, pattern: str, verdict: Verdict, sentence: str, *, as_except
 
 # A rank's prefix, then the exception's name: what trainers only mention (a library that is optional, a retry) is not a reason to end.
 _EXCEPTION = re.compile(
-    r"^(?:\[[^\]]*\]:? ?)*(?=(?:\w+\.)*\w*(?:Error|Exception|Timeout|Interrupt|Exit)\b(?::|$)|terminate called after throwing)"
+    r"^(?:\[[^\]]*\]:? ?)*(?=(?:\w+\.)*\w*(?:Error|Exception|Timeout|Interrupt|Exit|BrokenProcessPool)\b(?::|$)|terminate called after throwing)"
 )
 _EARLIER = re.compile(r"During handling of the above exception|The above exception was the direct cause|^…$")
 _GPU_LOST = "the GPU failed on this machine; the segment goes on elsewhere"
@@ -61,16 +61,19 @@ _GPU_LOST = "the GPU failed on this machine; the segment goes on elsewhere"
 _RULES = (
     _rule(
         "gpu-lost",
-        r"Xid|fallen off the bus|uncorrectable ECC|ECC error|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL|NO_DEVICE|UNKNOWN)"
-        r"|no CUDA-capable device|[Uu]nable to determine the device handle|GPU is lost|CUDA driver initialization failed|NVML.*Unknown Error",
+        r"\bXid\b[^,;]{0,30}: ?\d|fallen off the bus|uncorrectable ECC|ECC error|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL)"
+        r"|[Uu]nable to determine the device handle|GPU is lost|NVML.*Unknown Error",
         Verdict.ELSEWHERE,
         _GPU_LOST,
     ),
     _rule(  # a run that is content with processors mentions these
         "gpu-lost",
-        r"CUDA-capable devices are busy|system not yet initialized|CUDA_ERROR_SYSTEM|No CUDA GPUs are available|Found no NVIDIA driver"
-        r"|CUDA error: (?:unknown error|an illegal memory access|unspecified launch failure)|Driver/library version mismatch"
-        r"|Unable to initialize backend '(?:cuda|gpu)'|no supported devices found|CUDNN_STATUS_INTERNAL_ERROR",
+        r"CUDA-capable devices are busy|system not yet initialized|CUDA_ERROR_(?:SYSTEM|NO_DEVICE|UNKNOWN|INVALID_HANDLE|NOT_INITIALIZED)"
+        r"|no CUDA-capable device|No CUDA GPUs are available|Found no NVIDIA driver|NVIDIA driver on your system is too old"
+        r"|CUDA driver initialization failed|DNN library initialization failed|Failed to launch CUDA kernel|Driver/library version mismatch"
+        r"|CUDA error: (?:unknown|initialization error|the launch timed out|an illegal memory access|unspecified launch failure)"
+        r"|Unable to initialize backend '(?:cuda|gpu)'|no supported devices found|CU(?:DNN|BLAS)_STATUS_(?:INTERNAL_ERROR|NOT_INITIALIZED)"
+        r"|NCCL error.*unhandled (?:system|cuda) error",
         Verdict.ELSEWHERE,
         _GPU_LOST,
         as_exception=True,
@@ -95,6 +98,13 @@ _RULES = (
         "a disk or a mount failed on this machine, or the trainer writes where the image is read-only; the segment goes on elsewhere",
         as_exception=True,
     ),
+    _rule(  # of the kernel or for lack of memory; the trainer then ends with an exception of its own
+        "killed",
+        r"worker \(pid.*(?:is killed by signal|exited unexpectedly)|BrokenProcessPool",
+        Verdict.HERE,
+        "one of the trainer's workers was killed; when it comes again, use fewer data workers or raise request_memory",
+        as_exception=True,
+    ),
     _rule(
         "import-error",
         r"^(?:\w+\.)*(?:ModuleNotFoundError|ImportError)\b",
@@ -105,7 +115,7 @@ _RULES = (
     _rule(
         "network",
         r"ConnectionError|Connection (?:refused|reset)|Temporary failure in name resolution|Name or service not known|Max retries exceeded"
-        r"|ReadTimeout|Network is unreachable|HTTP(?:Error)?:? (?:429|5\d\d)",
+        r"|ReadTimeout|ClientConnectorError|LocalEntryNotFoundError|Network (?:is )?unreachable|HTTP(?:Error)?:? (?:429|5\d\d)",
         Verdict.ELSEWHERE,
         "the trainer wanted something from the network and did not get it; stage it as an input, or try another machine",
         as_exception=True,
@@ -179,7 +189,7 @@ def classify(
         )
     if not stepped and not resumed:
         return Failure(
-            "start", Verdict.NEVER, f"the trainer failed before its first step ({ended.text}); its last lines say why"
+            "start", Verdict.HERE, f"the trainer failed before its first step ({ended.text}); its last lines say why"
         )
     return Failure("unknown", Verdict.HERE, f"the trainer failed with {ended.text}; its last lines say more")
 

@@ -218,12 +218,10 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
         reason = f"no start on {attempt.place.machine} made a step, the run came to step {attempt.restored_step} before ({failure.kind}): {reason}"
         return End("temporary", exit_codes.TEMPORARY, reason)
     if restarts.exhausted:
-        return End(
-            "failed",
-            exit_codes.PERMANENT,
-            f"no progress in {restarts.same} starts: the trainer ends after step {restarts.step}, in step {restarts.step + 1}, "
-            f"each time ({failure.kind}): {failure.sentence}",
-        )
+        named = f"after step {restarts.step}, in step {restarts.step + 1},"
+        when = named if restarts.step > 0 else "before its first step"
+        text = f"no progress in {restarts.same} starts: the trainer ends {when} each time ({failure.kind}): {failure.sentence}"
+        return End("failed", exit_codes.PERMANENT, text)
     if failure.verdict is Verdict.ELSEWHERE or restarts.total >= MOST_RESTARTS:
         return End("temporary", exit_codes.TEMPORARY, reason)
     return None

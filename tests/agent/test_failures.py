@@ -51,12 +51,17 @@ def test_lines_of_a_trainer_under_way(line: str, kind: str, verdict: Verdict) ->
         ("ModuleNotFoundError: No module named 'openpi'", "import-error"),
         ("FileNotFoundError: [Errno 2] No such file or directory: 'inputs/dataset'", "missing-data"),
         ("usage: train.py [-h] --data DATA", "arguments"),
-        ("ValueError: something about the configuration", "start"),
     ],
 )
-def test_a_crash_before_any_step_of_the_run_is_never_tried_again(line: str, kind: str) -> None:
+def test_what_the_trainer_lacks_before_any_step_of_the_run_is_never_tried_again(line: str, kind: str) -> None:
     found = judge(EXIT_1, line, stepped=False)
     assert (found.kind, found.verdict) == (kind, Verdict.NEVER)
+
+
+def test_any_other_crash_before_the_first_step_is_left_to_the_count_of_starts() -> None:
+    found = judge(EXIT_1, "ValueError: something about the configuration", stepped=False)
+    assert (found.kind, found.verdict) == ("start", Verdict.HERE)
+    assert judge(Ended(127, None), stepped=False).verdict is Verdict.NEVER
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,8 @@ def test_what_is_only_mentioned_is_not_the_reason(line: str) -> None:
     assert judge(EXIT_1, line, "Traceback (most recent call last):", stepped=False).kind == "start"
 
 
+XLA = "jaxlib.xla_extension.XlaRuntimeError"
+NO_DEVICE = "CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected"
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
 NO_SPACE = (
     'RESOURCE_EXHAUSTED: Error writing "a/b": No space left on device [OS error 28: ENOSPC No space left on device]'
@@ -96,6 +103,24 @@ NO_SPACE = (
         ("RuntimeError: Unable to initialize backend 'cuda': FAILED_PRECONDITION: No visible GPU devices.", "gpu-lost"),
         ("jaxlib._jax.XlaRuntimeError: INTERNAL: no supported devices found for platform CUDA", "gpu-lost"),
         ("RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", "gpu-lost"),
+        (f"{XLA}: FAILED_PRECONDITION: DNN library initialization failed. Look at the errors above.", "gpu-lost"),
+        (f"{XLA}: INTERNAL: Failed to launch CUDA kernel: fusion_1: CUDA_ERROR_INVALID_HANDLE", "gpu-lost"),
+        (f"{XLA}: INTERNAL: failed call to cuInit: {NO_DEVICE}", "gpu-lost"),
+        ("torch.distributed.DistBackendError: NCCL error in: a.cpp:1691, unhandled system error", "gpu-lost"),
+        ("RuntimeError: CUDA error: initialization error", "gpu-lost"),
+        ("RuntimeError: CUDA error: the launch timed out and was terminated", "gpu-lost"),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", "gpu-lost"),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", "gpu-lost"),
+        ("RuntimeError: CUDA driver initialization failed, you might not have a CUDA gpu.", "gpu-lost"),
+        ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).", "gpu-lost"),
+        (
+            "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host a:443 [Network unreachable]",
+            "network",
+        ),
+        (
+            "huggingface_hub.errors.LocalEntryNotFoundError: An error happened while trying to locate the file",
+            "network",
+        ),
         ("OSError: [Errno 5] Input/output error: 'inputs/dataset/shard-3'", "node-fault"),
         ("OSError: [Errno 116] Stale file handle", "node-fault"),
         ("OSError: [Errno 30] Read-only file system: 'cache'", "node-fault"),
@@ -116,6 +141,10 @@ def test_what_a_machine_lacks_or_broke_is_tried_elsewhere_even_before_the_first_
     [
         "INFO:jax._src.xla_bridge:Unable to initialize backend 'cuda': no supported devices found",
         f"UserWarning: CUDA initialization: {NO_DRIVER}",
+        "UserWarning: CUDA initialization: CUDA driver initialization failed, you might not have a CUDA gpu.",
+        f"E external/local_xla/xla/stream_executor/cuda/cuda_driver.cc:152] failed call to cuInit: {NO_DEVICE}",
+        "E cuda_driver.cc:152] failed call to cuInit: CUDA_ERROR_UNKNOWN: unknown error",
+        "the table of Xid numbers is in the manual",
         "W cache not written: Input/output error",
     ],
 )
@@ -158,6 +187,22 @@ def test_who_was_killed_is_never_given_up_because_of_a_line() -> None:
     assert judge(
         Ended(None, signal.SIGABRT), "terminate called after throwing an instance of 'std::bad_alloc'"
     ).kind == ("host-memory")
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: DataLoader worker (pid 55) is killed by signal: Killed. ",
+        "RuntimeError: DataLoader worker (pid 55) is killed by signal: Bus error. It is possible that …",
+        "RuntimeError: DataLoader worker (pid(s) 123) exited unexpectedly",
+        "concurrent.futures.process.BrokenProcessPool: A process in the process pool was terminated abruptly",
+    ],
+)
+def test_a_worker_that_was_killed_is_no_fault_of_the_run(line: str, stepped: bool) -> None:
+    found = judge(EXIT_1, "Traceback (most recent call last):", line, stepped=stepped)
+    assert (found.kind, found.verdict) == ("killed", Verdict.HERE)
+    assert "worker" in found.sentence
 
 
 def test_a_resumed_start_that_fails_at_once_is_tried_again() -> None:

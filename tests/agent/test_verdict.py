@@ -21,10 +21,10 @@ NO_FILE = "FileNotFoundError: [Errno 2] No such file or directory: 'cvmfs/x'"
 
 
 def judged(
-    line: str = "", *, restored: int = 0, stepped: bool = False, starts: int = 1, trouble: int = 0
+    line: str = "", *, restored: int = 0, stepped: bool = False, starts: int = 1, trouble: int = 0, step: int = 20
 ) -> End | None:
     """The end after ``starts`` crashes with this line; ``restored``: the commit that the attempt began with, ``stepped``: it made a step,
-    ``trouble``: why the trainer cannot be executed.
+    ``trouble``: why the trainer cannot be executed, ``step``: where it began and ended.
     """
     attempt: Any = SimpleNamespace(
         restored_step=restored,
@@ -38,8 +38,8 @@ def judged(
         ended=Ended(1, None),
         keeper=SimpleNamespace(problem=os.strerror(trouble) if trouble else "", problem_errno=trouble),
         clock=SimpleNamespace(first=None),
-        start=SimpleNamespace(resume_step=20),
-        step=20,
+        start=SimpleNamespace(resume_step=step),
+        step=step,
     )
     hang: Any = SimpleNamespace(memory_kills=1 << 40, hung=False)
     restarts, end = Restarts(), None
@@ -58,6 +58,15 @@ def test_three_starts_without_a_step_end_the_run_only_where_it_made_steps() -> N
     assert "no start on m made a step" in elsewhere.reason and "step 20" in elsewhere.reason
     own = judged(BOOM, starts=3)  # the checkpoint is this attempt's own
     assert own is not None and own.exit_code == PERMANENT
+
+
+def test_a_new_run_that_makes_no_step_ends_after_three_starts_and_says_so() -> None:
+    assert judged(BOOM, step=0, starts=2) is None
+    end = judged(BOOM, step=0, starts=3)
+    assert end is not None and end.exit_code == PERMANENT
+    assert "no progress in 3 starts: the trainer ends before its first step each time (start)" in end.reason
+    missing = judged(NO_MODULE, step=0)
+    assert missing is not None and missing.exit_code == PERMANENT
 
 
 @pytest.mark.parametrize("line", [NO_MODULE, NO_FILE])
