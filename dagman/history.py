@@ -59,7 +59,6 @@ class Observed:
     """All that this machine can see of a run.
 
     ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
-    ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
     submission holds for done. ``last_words``: the last line that each other node's job wrote to stderr. ``submit``: the command that
     submits the run again; ``result``: how to come by the result; ``asked_steps``: what run.toml says now.
     """
@@ -135,10 +134,10 @@ def dag_state(own: Sequence[Event]) -> _Dag:
             found = _Dag("queued", f"{event.cluster}.0", event.at)
         elif event.cluster != newest:
             continue
-        elif event.kind in (ev.EXECUTE, ev.RELEASED):
+        elif event.kind == ev.EXECUTE:
             found = replace(found, state="running", reason=None)
-        elif event.kind in (ev.EVICTED, ev.SHADOW_EXCEPTION):
-            found = replace(found, state="queued")
+        elif event.kind in (ev.EVICTED, ev.SHADOW_EXCEPTION, ev.RELEASED):
+            found = replace(found, state="queued", reason=None)
         elif event.kind == ev.HELD:
             found = replace(found, state="held", reason=event.text("HoldReason"))
         elif event.kind == ev.ABORTED:

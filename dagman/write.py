@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
+import shlex
 from pathlib import Path
 
 from agent.errors import BadInput, SegueError
 from agent.pack import archive_name, write_archive
 from agent.store.names import parse_commit, readers_order
-from dagman.events import SUBMIT, read_events
+from dagman.events import read_events
+from dagman.history import dag_state
 from dagman.workflow import Archive, File, Workflow
-
-_BEGINS_WITHIN_S = 60.0
 
 
 def _put(path: Path, data: bytes, mode: int) -> None:
@@ -29,28 +28,41 @@ def _put(path: Path, data: bytes, mode: int) -> None:
 
 
 def running_dagman(workflow: Path, dag: str) -> str | None:
-    """Who runs this workflow on this machine, as words: a live DAGMan's process, or its job that has not begun; None when nobody does.
+    """Who runs this workflow, and what to do about it, as words; None when nobody does.
 
-    DAGMan's arguments name the .dag file; its lock file holds a process id in HTCondor 23 and a cluster in 25.
+    A live DAGMan is told by the .dag file that its arguments name, relative to where it was submitted. One that is queued or held has no
+    process, here or anywhere, but begins as soon as HTCondor lets it: only its own log tells of it.
     """
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            words = _command(int(entry.name))
-            if Path(words[0]).name == "condor_dagman" and str(workflow / dag) in words:
-                return f"condor_dagman, process {entry.name}"
-    own = read_events(workflow / f"{dag}.dagman.log")
-    newest = max((event.cluster for event in own), default=None)
-    kinds = {event.kind for event in own if event.cluster == newest}
-    if kinds == {SUBMIT} and time.time() - max(event.at for event in own) < _BEGINS_WITHIN_S:
-        return f"job {newest}.0, which begins"
-    return None
+        if entry.name.isdigit() and _runs(entry, workflow / dag):
+            return f"(condor_dagman, process {entry.name}); wait for it, or condor_rm its job"
+    log = workflow / f"{dag}.dagman.log"
+    own = dag_state(read_events(log))
+    if own.state not in ("queued", "held"):
+        return None
+    go_on = "wait for it" if own.state == "queued" else f"condor_release {own.job} and wait for it"
+    return (
+        f"(DAGMan's job {own.job} is {own.state}); {go_on}, or condor_rm {own.job} (where HTCondor knows that job no more: "
+        f"rm {shlex.quote(str(log))})"
+    )
 
 
-def _command(pid: int) -> list[str]:
+def _runs(process: Path, dag: Path) -> bool:
+    """Whether this entry of /proc is a DAGMan with this .dag file. HTCondor starts it under a name of the job's own, too."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        program, *words = (process / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
     except OSError:
-        return [""]
+        return False
+    if Path(program).name != "condor_dagman" and not Path(program).name.startswith("condor_scheduniv_exec."):
+        return False
+    return any(_same(process / "cwd" / word, dag) for word in words if Path(word).name == dag.name)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # somebody else's working directory, or the file was removed under DAGMan
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def write_workflow(workflow: Workflow) -> list[Path]:
@@ -60,9 +72,7 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     directory = workflow.directory
     who = running_dagman(directory, workflow.dag)
     if who is not None:
-        raise BadInput(
-            f"{directory}: this workflow is running ({who}); wait for it, or condor_rm its job, then generate again"
-        )
+        raise BadInput(f"{directory}: this workflow is running {who}, then generate again")
     # An attempt to write that failed half-way has no job.json, but the placeholder's directory, which is made first.
     ours = (directory / "job.json").exists() or (directory / "placeholder").is_dir()
     if directory.exists() and not ours and any(directory.iterdir()):

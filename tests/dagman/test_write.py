@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.errors import SegueError
+from agent.errors import BadInput, SegueError
 from dagman.workflow import File, Workflow
 from dagman.write import write_workflow
+from tests.dagman.eventlog import EventLog
 from tests.dagman.samples import golden_workflow
 
 
@@ -91,3 +95,73 @@ def test_handovers_stay_where_staging_is_not_mounted(workflow: Workflow) -> None
     (workflow.directory.parent / "staging").rmdir()
     write_workflow(replace(workflow, directories=[]))
     assert path.exists()
+
+
+class TestWorkflowThatRuns:
+    @pytest.fixture
+    def dagman(self, workflow: Workflow) -> Iterator[Callable[..., int]]:
+        """Starts a process with DAGMan's name and arguments, which waits; returns its id."""
+        write_workflow(workflow)
+        processes = []
+
+        def start(dag: str | Path, cwd: Path, name: str = "condor_dagman") -> int:
+            words = [name, "-c", "input()", "-p", "0", "-f", "-l", ".", "-Lockfile", f"{dag}.lock", "-Dag", str(dag)]
+            processes.append(subprocess.Popen(words, executable=sys.executable, cwd=cwd, stdin=subprocess.PIPE))
+            return processes[-1].pid
+
+        yield start
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+    @pytest.mark.parametrize("name", ["condor_dagman", "condor_scheduniv_exec.12.0"])
+    def test_it_is_found_by_a_relative_dag_file(
+        self, workflow: Workflow, dagman: Callable[..., int], name: str
+    ) -> None:
+        process = dagman(workflow.dag, workflow.directory, name)
+        with pytest.raises(
+            BadInput, match=rf"running \(condor_dagman, process {process}\); wait for it, or condor_rm its job"
+        ):
+            write_workflow(workflow)
+
+    def test_it_is_found_through_a_link(self, workflow: Workflow, dagman: Callable[..., int], workdir: Path) -> None:
+        dagman(workflow.directory / workflow.dag, Path("/"))
+        (workdir / "linked").symlink_to(workflow.directory)
+        with pytest.raises(BadInput, match="linked: this workflow is running"):
+            write_workflow(replace(workflow, directory=workdir / "linked"))
+
+    def test_dag_file_of_the_same_name_somewhere_else_is_another_workflow(
+        self, workflow: Workflow, dagman: Callable[..., int], workdir: Path
+    ) -> None:
+        dagman(workflow.dag, workdir)
+        dagman(workdir / workflow.dag, workflow.directory)
+        write_workflow(workflow)
+
+    @pytest.mark.parametrize(
+        ("log", "said"),
+        [
+            (
+                EventLog().submit(5, 0),
+                r"job 5.0 is queued\); wait for it, or condor_rm 5.0 \(where HTCondor knows that job no more: rm ",
+            ),
+            (EventLog().submit(5, 0).execute(5, 1, None).evict(5, 2), r"job 5.0 is queued\); wait for it"),
+            (EventLog().submit(5, 0).hold(5, 1, "by hand").release(5, 2), r"job 5.0 is queued\); wait for it"),
+            (
+                EventLog().submit(5, 0).hold(5, 1, "by hand"),
+                r"job 5.0 is held\); condor_release 5.0 and wait for it, or condor_rm 5.0",
+            ),
+        ],
+    )
+    def test_dagman_that_is_queued_or_held_runs_as_well(self, workflow: Workflow, log: EventLog, said: str) -> None:
+        # However long ago: the test's events are.
+        write_workflow(workflow)
+        (workflow.directory / f"{workflow.dag}.dagman.log").write_text(log.text)
+        with pytest.raises(BadInput, match=said):
+            write_workflow(workflow)
+
+    def test_dagman_that_ended_does_not(self, workflow: Workflow) -> None:
+        write_workflow(workflow)
+        (workflow.directory / f"{workflow.dag}.dagman.log").write_text(
+            EventLog().submit(5, 0).execute(5, 1, None).end(5, 9, 1).text
+        )
+        write_workflow(workflow)
