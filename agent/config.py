@@ -54,7 +54,7 @@ class InputArchive:
 
 @dataclass(frozen=True)
 class RetentionRule:
-    """Commits to keep: the newest ``keep``, every ``every``-th step, and the best by ``best`` (a metric's name)."""
+    """Commits to keep: the newest ``keep``, the first at or after each multiple of ``every``, and the best by ``best`` (a metric's name)."""
 
     keep: int = 2
     every: int | None = None

@@ -18,6 +18,7 @@ from typing import Any
 from agent.errand import Errand, Outcome, Report
 from agent.loop import Loop
 from agent.recipes.base import Finished, Recipe, Start
+from agent.store.multiples import first_at_each
 
 _FIRST_RETRY_S = 2.0
 _LONGEST_RETRY_S = 30.0
@@ -33,11 +34,12 @@ PublishWork = Callable[[Finished, Path, Report], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Waiting:
-    """A snapshot that waits to be published."""
+    """A snapshot that waits to be published. ``stays``: retention.every wants it, so a newer one does not make it needless."""
 
     finished: Finished
     snapshot: Path
     number: int
+    stays: bool
 
 
 class Publisher:
@@ -75,6 +77,8 @@ class Publisher:
         self._number = 0
         self._failed_snapshots = 0
         self._retaken = -1
+        self._secured_step = 0
+        """Step of the newest checkpoint that is a commit, or of which there is a snapshot; its multiple has one."""
         self.finished_step = 0
         """Step of the newest finished checkpoint known, published or not."""
         self.spacing: int | None = None
@@ -109,13 +113,7 @@ class Publisher:
     def late(self) -> list[int]:
         """Steps that retention.every wants and that are not yet commits, while a later one is."""
         pending = [*self._waiting, self._current] if self._current is not None else self._waiting
-        return sorted(
-            one.finished.step for one in pending if self._stays(one) and one.finished.step < self.committed_step
-        )
-
-    def _stays(self, one: Waiting) -> bool:
-        """Whether a newer checkpoint does not make this one needless."""
-        return bool(self._every) and one.finished.step % (self._every or 1) == 0
+        return sorted(one.finished.step for one in pending if one.stays and one.finished.step < self.committed_step)
 
     def watch(self, recipe: Recipe, start: Start, step: int) -> None:
         """Look for checkpoints beyond ``step`` made by this start; what an earlier one left waiting is published all the same."""
@@ -123,7 +121,7 @@ class Publisher:
         self._root = str(recipe.checkpoint_root(start))
         self._seen = None
         self._full_at = 0.0
-        self.finished_step = step
+        self.finished_step = self._secured_step = step
         self.spacing = None
 
     def look(self, thoroughly: bool = False) -> None:
@@ -143,12 +141,13 @@ class Publisher:
         self._full_every = max(_FULL_LOOK_S, (time.monotonic() - now) * _COST_SHARE)
         self._full_at = now + self._full_every
         if found:
-            chosen = [one for one in found[:-1] if self._every and one.step % self._every == 0] + found[-1:]
-            self._snapshot(chosen[0])
+            wanted = first_at_each([one.step for one in found], self._every, self._secured_step)
+            chosen = next((one for one in found if one.step in wanted), found[-1])
+            self._snapshot(chosen, stays=chosen.step in wanted)
 
-    def _snapshot(self, finished: Finished) -> None:
+    def _snapshot(self, finished: Finished, stays: bool) -> None:
         self._number += 1
-        waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}", self._number)
+        waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}", self._number, stays)
 
         def work(report: Report) -> dict[str, Any]:
             from agent.store import snapshot
@@ -163,7 +162,7 @@ class Publisher:
                 self._failed_snapshots = 0
                 if self._start is not None and finished.step > self.finished_step > self._start.resume_step:
                     self.spacing = finished.step - self.finished_step
-                self.finished_step = finished.step
+                self.finished_step = self._secured_step = finished.step
                 self._add(replace(waiting, finished=replace(finished, seen=outcome.value["seen"])))
             else:
                 self._failed_snapshots += 1
@@ -179,7 +178,7 @@ class Publisher:
         self._snapshotting = Errand(self._loop, work, done, silent_s=self._silent_s, low_priority=False)
 
     def _add(self, waiting: Waiting) -> None:
-        for older in [one for one in self._waiting if not self._stays(one)]:
+        for older in [one for one in self._waiting if not one.stays]:
             self._waiting.remove(older)
             discard(older.snapshot)
         self._waiting.append(waiting)
@@ -217,22 +216,23 @@ class Publisher:
             self._on_trouble(outcome)
         else:
             discard(current.snapshot)
-            if not self._taken_anew(outcome, current.finished):
+            if not self._taken_anew(outcome, current):
                 self._on_trouble(outcome)
         self.go_on()
 
-    def _taken_anew(self, outcome: Outcome, finished: Finished) -> bool:
+    def _taken_anew(self, outcome: Outcome, current: Waiting) -> bool:
         """A checkpoint that changed under its snapshot gets a second one, unless a newer checkpoint is finished already."""
+        finished = current.finished
         newest = finished.step == self.finished_step and self._snapshotting is None and not self.halted
         if outcome.error != "CheckpointChanged" or not newest or self._retaken == finished.step:
             return False
         self._retaken = finished.step
-        self._snapshot(finished)
+        self._snapshot(finished, current.stays)
         return True
 
     def _again(self, current: Waiting) -> None:
         """Try later; a newer one that waits takes its place."""
-        if not self._stays(current) and any(one.number > current.number for one in self._waiting):
+        if not current.stays and any(one.number > current.number for one in self._waiting):
             discard(current.snapshot)
         else:
             self._waiting = sorted([*self._waiting, current], key=lambda one: one.number)

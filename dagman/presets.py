@@ -50,8 +50,11 @@ def warnings(asked: Asked) -> list[str]:
             found.append(
                 f"resources: only {count} of {everything} GPUs fit; less gpu_memory_mb or gpu_capability would shorten the queue"
             )
-    if spec.retention.every is not None:
-        found.append("retention.every: each kept checkpoint counts against the quota in staging until `segue prune`")
+    if spec.retention.every is not None and spec.retention.every <= spec.steps:
+        found.append(
+            f"retention.every: up to {spec.steps // spec.retention.every} checkpoints stay in staging beside the newest {spec.retention.keep} and "
+            "count against its quota"
+        )
     found += _of_trainer(asked)
     record = read_record(record_path(asked.run_toml))
     for key, name, text in (("data.dataset", "dataset", spec.data.dataset), ("code", "code", spec.code)):
@@ -131,7 +134,7 @@ def initial_text(name: str, site_name: str, preset: str | None) -> str:
             f"step_s = {site.defaults.step_s:g}",
             "",
             "[retention]",
-            "keep = 2                              # newest checkpoints kept in staging; every = N keeps each N-th step too",
+            "keep = 2                              # newest checkpoints kept in staging; every = N keeps one for each N steps too",
             "",
             "# [resources]                         # gpus, cpus, memory_mb, disk_mb, gpu_memory_mb, gpu_capability",
             '# [container]                         # image = "docker://…"',

@@ -188,7 +188,7 @@ class PaceGuess(_Table):
 
 
 class Retention(_Table):
-    """Commits to keep in staging: the newest ``keep``, every ``every``-th step, the best by the metric ``best``."""
+    """Commits to keep in staging: the newest ``keep``, the first at or after each multiple of ``every``, the best by the metric ``best``."""
 
     keep: int = Field(default=2, ge=2)
     every: int | None = Field(default=None, ge=1)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.recipes.base import Finished, Start
+from agent.store.multiples import first_at_each
 
 
 def numbered(root: Path) -> dict[int, str]:
@@ -33,8 +34,9 @@ def thin_out(start: Start, found: list[Finished], keep: int = 2) -> list[Finishe
     The newest ``keep`` stay, and steps that retention.every wants published. Returns those that stay. What cannot be removed stays in
     scratch: no reason to stop a training.
     """
-    every = start.job.retention.every
-    staying = [one for one in found[:-keep] if every and one.step % every == 0 and one.step > start.resume_step]
+    beyond = [one.step for one in found if one.step > start.resume_step]
+    wanted = first_at_each(beyond, start.job.retention.every, start.resume_step)
+    staying = [one for one in found[:-keep] if one.step in wanted]
     for one in found[:-keep]:
         if one not in staying:
             with suppress(OSError):

@@ -16,6 +16,7 @@ from agent.store.errors import BadArchive, NewerFormat
 from agent.store.fs import FileSystem
 from agent.store.listing import list_commits
 from agent.store.manifest import Manifest, read_manifest
+from agent.store.multiples import first_at_each
 from agent.store.names import Commit
 
 FEWEST = 2
@@ -23,7 +24,7 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Retention:
-    """Keep the newest ``keep`` good commits (never fewer than 2), one of every ``every``-th step, and the best.
+    """Keep the newest ``keep`` good commits (never fewer than 2), the first at or after each multiple of ``every``, and the best.
 
     ``best`` names a metric of the manifest: ``loss`` or ``min:loss`` (the smaller the better), ``max:reward``.
     """
@@ -40,11 +41,10 @@ def kept(good: Good, retention: Retention) -> set[str]:
     """Names of the commits that stay. ``good`` stands in readers' order."""
     stay = {commit.name for commit, _ in good[: max(FEWEST, retention.keep)]}
     if retention.every:
-        seen: set[int] = set()
+        of_step: dict[int, str] = {}
         for commit, _ in good:
-            if commit.step % retention.every == 0 and commit.step not in seen:
-                seen.add(commit.step)
-                stay.add(commit.name)
+            of_step.setdefault(commit.step, commit.name)  # of two attempts the newer one's
+        stay |= {of_step[step] for step in first_at_each(sorted(of_step), retention.every)}
     best = _best(good, retention.best) if retention.best else None
     if best is not None:
         stay.add(best.name)

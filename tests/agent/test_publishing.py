@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def test_what_nobody_thought_of_is_tried_again(loop: Loop, tmp_path: Path, monke
     assert ([one.error for one in troubles], publisher.committed_step) == (["RuntimeError"], 10)
 
 
-@pytest.mark.parametrize(("every", "commits"), [(10, [40, 30, 20, 10]), (20, [40, 20]), (30, [40, 30]), (None, [40])])
+@pytest.mark.parametrize(
+    ("every", "commits"),
+    [(10, [40, 30, 20, 10]), (20, [40, 20]), (30, [40, 30]), (15, [40, 30, 20]), (25, [40, 30]), (None, [40])],
+)
 def test_the_newest_goes_first_and_what_retention_wants_follows(
     loop: Loop, tmp_path: Path, every: int | None, commits: list[int]
 ) -> None:
@@ -131,6 +135,31 @@ def test_the_newest_goes_first_and_what_retention_wants_follows(
     assert done == commits
     assert late == [sorted(commits[place + 1 :]) for place in range(len(commits))]
     assert publisher.committed_step == 40 and list((tmp_path / "snapshots").iterdir()) == []
+
+
+def test_several_that_finish_between_two_looks_lose_none_that_retention_wants(loop: Loop, tmp_path: Path) -> None:
+    """The multiple of the step that was resumed has its commit; a snapshot that fails leaves the next one to stand for its multiple."""
+    for step in (30, 35, 51, 55, 60, 71, 75):
+        saved(tmp_path / "checkpoints", str(step), ("weights",))
+
+    class Vanishing(Plain):
+        def finished(self, start: Start) -> list[Finished]:
+            return [replace(one, paths=("gone",)) if one.step == 51 else one for one in super().finished(start)]
+
+    done: list[int] = []
+    publisher = Publisher(
+        loop,
+        tmp_path / "snapshots",
+        lambda finished, snapshot, report: {"step": finished.step},
+        25,
+        lambda commit: done.append(commit["step"]),
+        lambda outcome: None,
+        60.0,
+    )
+    publisher.watch(Vanishing(), start_of(tmp_path, "plain"), 30)
+    publisher.look(thoroughly=True)
+    assert loop.run_until(lambda: publisher.idle and publisher.committed_step == 75, time.monotonic() + DEADLINE_S)
+    assert sorted(done) == [55, 75]
 
 
 def test_a_look_that_fails_after_a_good_snapshot_ends_nothing(loop: Loop, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class World:
     disk: Disk
     rng: random.Random
     budget: Budget
-    keep: int
+    rule: Retention
     written: dict[Key, Tree] = field(default_factory=dict)
     acknowledged: list[Key] = field(default_factory=list)
     claimed: dict[int, str] = field(default_factory=dict)
@@ -260,7 +260,7 @@ class Attempt:
         step = self._restore()
         if self._rng.random() < 0.15:  # consolidation prunes after its claim, a person whenever she likes
             self._enter("prune")
-            self.store.prune(claim if self._rng.random() < 0.5 else None, Retention(world.keep))
+            self.store.prune(claim if self._rng.random() < 0.5 else None, world.rule)
         for _ in range(self._publishes):
             step += self._rng.choice((10, 20, 30))
             self._publish(claim, step)
@@ -293,7 +293,7 @@ class Attempt:
         metadata = Metadata(step, str(step), "reference", metrics={"loss": self._rng.random()})
         try:
             self._enter("publish")
-            commit = self.store.publish(claim, Path(source), metadata, retention=Retention(world.keep))
+            commit = self.store.publish(claim, Path(source), metadata, retention=world.rule)
             world.acknowledged.append(key)
             if newer > claim.epoch:
                 world.wrong(
@@ -305,7 +305,7 @@ class Attempt:
                     world.wrong("I5", f"{used} exceed {world.budget}")
             if self._rng.random() < 0.8:
                 self._enter("prune")
-                self.store.prune(claim, Retention(world.keep))
+                self.store.prune(claim, world.rule)
             self._enter("heartbeat")
             self.store.heartbeat(claim)
         except Superseded:
@@ -313,7 +313,7 @@ class Attempt:
         except StoreError:
             if self._rng.random() < 0.5:
                 self._enter("prune")
-                self.store.prune(claim, Retention(world.keep))
+                self.store.prune(claim, world.rule)
 
     def _train(self, source: str) -> Tree:
         disk = self.world.disk
@@ -339,17 +339,21 @@ def tree_of(node: Node, prefix: str = "") -> Tree:
     return found
 
 
+def names_in(world: World) -> list[str]:
+    """What lies in the directory of the commits, none where it is not there."""
+    try:
+        return list(Client(world.disk, "judge").names(f"{ROOT}/checkpoints"))
+    except FileNotFoundError:
+        return []
+
+
 def good_keys(world: World) -> tuple[list[Key], list[str]]:
     """(commits that are whole and say what was published, best first; names of those that are not), judged by unbroken code."""
     looker = Client(world.disk, "judge")
     directory = f"{ROOT}/checkpoints"
-    try:
-        listed = looker.names(directory)
-    except FileNotFoundError:
-        return [], []
     good: list[Key] = []
     bad: list[str] = []
-    for name in listed:
+    for name in names_in(world):
         match = COMMIT.fullmatch(name)
         if match is None:
             continue
@@ -378,6 +382,12 @@ def judge(world: World, good: list[Key], bad: list[str]) -> None:
         if sum(1 for one in good if one >= key) <= place:
             world.wrong("I1", f"acknowledged {owed}, but only {good[:3]} can be restored")
             break
+    every = world.rule.every
+    if every is not None:
+        # A commit that was set aside stands for its multiple as well: whether it is good is not for a prune to say.
+        there = {int(match[1]) // every for name in names_in(world) if (match := COMMIT.match(name))}
+        for lost in {step // every for _, step in world.acknowledged} - there - {0}:
+            world.wrong("I1", f"a commit at or after step {lost * every} was acknowledged, and none stays")
 
 
 def rot(world: World, key: Key) -> None:
@@ -399,7 +409,7 @@ def play(seed: int, mutant: Mutant = nullcontext) -> World:
     disk.place("/scratch", None)
     tight = rng.random() < 0.25
     budget = Budget(rng.randrange(25_000, 70_000), rng.randrange(9, 14)) if tight else Budget()
-    world = World(seed, disk, rng, budget, rng.choice((2, 2, 3)))
+    world = World(seed, disk, rng, budget, Retention(rng.choice((2, 2, 3)), (None, 30, 50)[seed % 3]))
     poor = random.Random(f"{seed} what this disk lacks")
     disk.reserves, disk.links = poor.random() < 0.7, poor.random() < 0.9
     scheduler = Scheduler(world, rng.choice((0.02, 0.1, 0.5)))

@@ -127,6 +127,15 @@ def prune_keeps_one() -> Iterator[None]:
 
 
 @contextmanager
+def every_means_exact_steps() -> Iterator[None]:
+    def exact(steps: Sequence[int], every: int | None) -> list[int]:
+        return [step for step in steps if every and step % every == 0]
+
+    with _replaced((retention, "first_at_each", exact)):
+        yield
+
+
+@contextmanager
 def restore_trusts_the_data() -> Iterator[None]:
     whole = restore._check_file
 
@@ -256,6 +265,7 @@ MUTANTS = (
     no_check_of_the_epoch,
     claim_by_looking_first,
     prune_keeps_one,
+    every_means_exact_steps,
     restore_trusts_the_data,
     a_bad_commit_ends_the_restore,
     fingerprint_ignored,

@@ -63,7 +63,7 @@ def test_old_checkpoints_are_removed_because_the_trainer_never_does(scratch: Pat
     root = OpenPIPyTorch().checkpoint_root(start(scratch))
     for label in ("10", "20", "30", "40"):
         saved(root, label, WHOLE)
-    kept = with_job(start(scratch), retention=RetentionRule(2, every=20))
+    kept = with_job(start(scratch), retention=RetentionRule(2, every=15))
     assert steps(OpenPIPyTorch().finished(kept)) == [(20, "20"), (30, "30"), (40, "40")]
     assert sorted(path.name for path in root.iterdir()) == ["20", "30", "40"]
 
