@@ -106,8 +106,11 @@ class TestWorkflowThatRuns:
 
         def start(dag: str | Path, cwd: Path, name: str = "condor_dagman") -> int:
             words = [name, "-c", "input()", "-p", "0", "-f", "-l", ".", "-Lockfile", f"{dag}.lock", "-Dag", str(dag)]
-            processes.append(subprocess.Popen(words, executable=sys.executable, cwd=cwd, stdin=subprocess.PIPE))
-            return processes[-1].pid
+            process = subprocess.Popen(words, executable=sys.executable, cwd=cwd, stdin=subprocess.PIPE)
+            processes.append(process)
+            while name.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                pass  # it has begun, but the kernel has not laid out its arguments yet
+            return process.pid
 
         yield start
         for process in processes:
