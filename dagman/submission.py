@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,11 +13,21 @@ from agent.errors import SegueError
 _CLUSTER = re.compile(r"submitted to cluster (\d+)")
 
 
+def by_hand(dag: Path) -> str:
+    """The command that submits the .dag file as `submit_dag` does: with -f when an earlier submission left something behind.
+
+    Without it HTCondor refuses, or goes on from a rescue file: staging alone says where the run is, and a rescue file would hold segments to
+    be done that made too few steps.
+    """
+    left = [f"{dag.name}.{suffix}" for suffix in ("condor.sub", "dagman.log", "lib.out", "lib.err")]
+    again = any((dag.parent / name).exists() for name in left) or any(dag.parent.glob(f"{dag.name}.rescue[0-9]*"))
+    return shlex.join(["condor_submit_dag", *(["-f"] if again else []), str(dag)])
+
+
 def submit_dag(dag: Path) -> int:
     """Submit; returns the cluster of DAGMan's own job. SegueError with HTCondor's own words when it refuses.
 
-    An earlier DAG's leftovers are replaced (-f), its rescue file too: staging alone says where the run is, and a rescue file would hold
-    segments to be done that made too few steps.
+    An earlier DAG's leftovers are replaced (-f), its rescue file too, for the reason above.
     """
     program = shutil.which("condor_submit_dag")
     if program is None:

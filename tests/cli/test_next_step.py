@@ -121,6 +121,15 @@ class TestNextCommand:
         assert segue("dag", run_toml, "--to", flow).err.endswith(f"(or: segue submit {run_toml} --to {flow})\n")
         assert f"segue submit RUN_TOML --to {flow}" in next_of(segue("status", flow).err)
 
+    @pytest.mark.parametrize("left", ["run.dag.condor.sub", "run.dag.dagman.log", "run.dag.rescue001"])
+    def test_second_submission_by_hand_replaces_what_the_first_left(
+        self, segue: Segue, run_toml: Path, left: str
+    ) -> None:
+        dag = run_toml.parent / "run" / "run.dag"
+        assert f"next: condor_submit_dag {dag}   (or: " in segue("dag", run_toml).err
+        (dag.parent / left).touch()
+        assert f"next: condor_submit_dag -f {dag}   (or: segue submit {run_toml})" in segue("dag", run_toml).err
+
     def test_more_steps_that_run_toml_asks_for_now_are_the_next_step(self, segue: Segue, run_toml: Path) -> None:
         assert segue("dag", run_toml).code == 0
         ended(run_toml.parent, 0)
