@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,25 @@ def test_run_toml_in_a_directory_that_cannot_be_written_is_generated_elsewhere(p
 def test_dry_run_prints_and_writes_nothing(place: Path) -> None:
     done = segue("dag", "run.toml", "--to", "dry", "--dry-run", cwd=place)
     assert done.returncode == 0 and "JOB segment_000" in done.stdout and not (place / "dry").exists()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not on PATH")
+def test_dry_run_prints_a_diff_that_is_not_utf_8_as_it_is(place: Path) -> None:
+    code = place / "latin"
+    code.mkdir()
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.edu", "-C", str(code)]
+    (code / "train.py").write_bytes(b"# caf\xe9\n")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (code / "train.py").write_bytes(b"# th\xe9\n")
+    run = RUN.replace("[trainer]", 'code = "latin"\n[trainer]').replace('"run"', '"latin-run"')
+    (place / "latin.toml").write_text(run)
+    done = subprocess.run(
+        [*SEGUE, "dag", "latin.toml", "--dry-run"], cwd=place, capture_output=True,
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"\n-# caf\xe9\n+# th\xe9\n" in done.stdout
 
 
 def test_generating_twice_changes_nothing_and_leaves_no_temporary_file(place: Path) -> None:
