@@ -5,10 +5,12 @@ Errors that a user can cause come up as SegueError and leave as one sentence on 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -44,8 +46,35 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 _NO_ARGUMENTS: type[click.ClickException] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+class _Unread(Exception):
+    """The reader of our output has gone (`segue status | head`); nothing is wrong."""
+
+
+@contextlib.contextmanager
+def _unread() -> Iterator[None]:
+    """Say so in a word that click leaves alone: a broken pipe it answers with exit 1, and so does rich."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _Unread from error
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            raise _Unread from error
+        raise
+
+
 class LazyGroup(click.Group):
     """Lists COMMANDS and imports a command's module on first use."""
+
+    def make_context(self, *words: Any, **options: Any) -> click.Context:
+        """Reading the words of the command line; it prints --help."""
+        with _unread():
+            return super().make_context(*words, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Running the command."""
+        with _unread():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which a user meets them."""
@@ -93,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"error: {_sentence(error)}", error.exit_code)
     except SegueError as error:
         return _say(f"error: {error}", error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has gone (`segue status | head`); nothing is wrong.
+    except (_Unread, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -112,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    click.echo(f"segue: {text}", err=True)
+    with contextlib.suppress(BrokenPipeError):  # of messages too; the exit code says it all the same
+        click.echo(f"segue: {text}", err=True)
     return code
 
 

@@ -95,7 +95,9 @@ def test_no_colour_without_a_terminal_nor_with_no_color(place: Path) -> None:
         assert ("\x1b[3" in done.stdout) is False if not coloured else True
 
 
-@pytest.mark.parametrize("words", [["status", "run.toml"], ["dag", "run.toml", "--dry-run"], ["--help"]])
+@pytest.mark.parametrize(
+    "words", [["status", "run.toml"], ["plan", "run.toml"], ["dag", "run.toml", "--dry-run"], ["--help"]]
+)
 def test_reader_that_leaves_is_no_error(place: Path, words: list[str]) -> None:
     child = subprocess.Popen(
         [*SEGUE, *words], cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -105,6 +107,14 @@ def test_reader_that_leaves_is_no_error(place: Path, words: list[str]) -> None:
     _, errors = child.communicate(timeout=60)
     said = errors.decode()
     assert "Traceback" not in said and "Exception" not in said and "error" not in said
+    assert child.returncode == 0
+
+
+def test_exit_code_stands_where_nobody_reads_the_message(place: Path) -> None:
+    child = subprocess.Popen([*SEGUE, "plan", "no.toml"], cwd=place, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    child.stderr.close()
+    assert child.wait(timeout=60) == 2
 
 
 def _writer(pipe: Path) -> int:
