@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from agent.store.names import parse_commit, readers_order
 from dagman.events import read_events
 from dagman.history import dag_state
 from dagman.workflow import Archive, File, Workflow
+
+# As agent.pack.archive_name has it.
+_ARCHIVE = re.compile(r".+-[0-9a-f]{16}\.tar")
 
 
 def _put(path: Path, data: bytes, mode: int) -> None:
@@ -96,6 +100,7 @@ def write_workflow(workflow: Workflow) -> list[Path]:
             (directory / file.path).parent.mkdir(exist_ok=True)
             _put(directory / file.path, file.text.encode("utf-8", errors="surrogateescape"), file.mode)
             written.append(directory / file.path)
+        _drop_archives(workflow)
     except OSError as error:
         raise SegueError(
             f"{error.filename or directory}: cannot write the workflow: {error.strerror}; nothing was submitted"
@@ -118,6 +123,14 @@ def _put_away_handovers(workflow: Workflow) -> None:
         earlier = path.parent / "earlier"
         earlier.mkdir(exist_ok=True)
         path.replace(earlier / path.name)
+
+
+def _drop_archives(workflow: Workflow) -> None:
+    """Archives of earlier code and inputs go once nothing names them: each change of the code would leave one more."""
+    named = {archive.name for archive in workflow.archives}
+    for path in workflow.directory.glob("*.tar"):
+        if _ARCHIVE.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 def _pack(archive: Archive, directory: Path) -> Path:

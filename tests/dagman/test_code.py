@@ -192,6 +192,23 @@ def test_the_workflow_directory_keeps_describe_and_diff(checkout: Path, workdir:
     assert (workflow.directory / workflow.job.code.archive).stat().st_size == workflow.job.code.bytes
 
 
+def test_code_of_an_earlier_generation_goes_from_the_workflow_directory(checkout: Path, workdir: Path) -> None:
+    from dagman.prepare import ask, prepare
+    from dagman.write import write_workflow
+
+    run_toml = workdir / "run.toml"
+    run_toml.write_text(
+        f'name = "demo"\nsite = "local"\nsteps = 5\ncode = "{checkout}"\n[trainer]\nrecipe = "command"\nargs = ["true"]\n'
+    )
+    write_workflow(prepare(ask(run_toml)))
+    (workdir / "demo" / "mine.tar").touch()
+    (checkout / "train.py").write_text("print(2)\n")
+    workflow = prepare(ask(run_toml))
+    write_workflow(workflow)
+    assert workflow.job.code is not None
+    assert sorted(path.name for path in (workdir / "demo").glob("*.tar")) == [workflow.job.code.archive, "mine.tar"]
+
+
 @pytest.mark.parametrize("versioned", [True, False])
 def test_a_run_file_inside_the_checkout_can_be_generated_again_and_again(checkout: Path, versioned: bool) -> None:
     # given: run.toml in the checkout itself, with or without git
