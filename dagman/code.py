@@ -1,7 +1,7 @@
 """The user's checkout as one archive named by its digest: the code travels, the image stays.
 
-What git tracks, with its uncommitted changes, and new files that git does not ignore. `git describe` and the diff are kept beside the
-workflow, outside of the archive: a commit that changes no file changes no digest.
+What git tracks, with its uncommitted changes, and new files that git does not ignore; run.toml is no code. `git describe` and the diff are
+kept beside the workflow, outside of the archive: a commit that changes no file changes no digest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from agent.config import InputArchive
 from agent.errors import BadInput, SegueError
 from agent.pack import Member, members
+from agent.recipes import NAMES as RECIPES
 from dagman.inputs import Recorded, examine, read_record, same_source, write_record
+from dagman.toml import read_toml
 
 NAME = "code"
 TARGET = "code"
@@ -74,8 +76,22 @@ def _untracked(directory: Path) -> str:
     return "".join(f"# not tracked by git, sent as it is: {name}\n" for name in names.split("\0") if name)
 
 
+def _asks_for_a_run(entry: Member) -> bool:
+    """Whether this is a run.toml, under whatever name. The job never reads it, and what it says of training is compared field by field: as
+    part of the code, raising `steps` would be a change of the code, of the sister runs' beside it as well.
+    """
+    if entry.kind != "file" or not entry.name.endswith(".toml"):
+        return False
+    try:
+        found = read_toml(entry.path)
+    except BadInput:
+        return False
+    trainer = found.get("trainer")
+    return "steps" in found and isinstance(trainer, dict) and trainer.get("recipe") in RECIPES
+
+
 def _without_own(entries: Sequence[Member]) -> list[Member]:
-    """Without what segue itself makes beside a run.toml that lies in the checkout, and without empty directories.
+    """Without run.toml and what segue itself makes beside one that lies in the checkout, and without empty directories.
 
     With it the code would change by being used: its digest could never be the same again. A workflow directory is told by job.json beside
     agent.pyz, a store by its claims or inputs.
@@ -90,7 +106,9 @@ def _without_own(entries: Sequence[Member]) -> list[Member]:
     kept = [
         entry
         for entry in entries
-        if not any(prefix and entry.name.startswith(prefix) for prefix in own) and not _OWN_NAME.search(entry.name)
+        if not any(prefix and entry.name.startswith(prefix) for prefix in own)
+        and not _OWN_NAME.search(entry.name)
+        and not _asks_for_a_run(entry)
     ]
     used = {str(parent) for entry in kept if entry.kind != "directory" for parent in PurePosixPath(entry.name).parents}
     return [entry for entry in kept if entry.kind != "directory" or entry.name in used]
@@ -124,7 +142,7 @@ def read_checkout(directory: Path) -> Checkout:
     return Checkout(directory, tuple(entries), describe, diff)
 
 
-def resolve_code(directory: Path, record_path: Path) -> tuple[InputArchive, Checkout | None]:
+def resolve_code(directory: Path, record_path: Path, keep: bool = True) -> tuple[InputArchive, Checkout | None]:
     """The archive entry of a checkout, and the checkout, which then travels with each job from the workflow directory.
 
     Where the checkout is not on this machine, what `segue stage` has put into staging is used (second value None). BadInput as above.
@@ -134,7 +152,7 @@ def resolve_code(directory: Path, record_path: Path) -> tuple[InputArchive, Chec
         return _entry(record[NAME], "", ""), None
     checkout = read_checkout(directory)
     found = examine(NAME, directory, checkout.entries, record, about=checkout.describe)
-    if record.get(NAME) != found:
+    if keep and record.get(NAME) != found:
         # Only a cache here: run.toml may lie where nothing can be written.
         with contextlib.suppress(SegueError):
             write_record(record_path, {**record, NAME: found})

@@ -214,11 +214,15 @@ def test_a_run_file_inside_the_checkout_can_be_generated_again_and_again(checkou
     # given: run.toml in the checkout itself, with or without git
     if not versioned:
         shutil.rmtree(checkout / ".git")
-    (checkout / "run.toml").write_text("steps = 3\n")
+    asked = 'name = "mine"\nsite = "local"\nsteps = 3\n[trainer]\nrecipe = "command"\nargs = ["true"]\n'
+    (checkout / "run.toml").write_text(asked)
+    (checkout / "settings.toml").write_text("steps = 3\n")
     record = checkout / "run.staged.json"
     first, _ = resolve_code(checkout, record)
 
-    # when: the workflow, its record and the store have been written beside it
+    # when: the workflow, its record and the store have been written beside it, more steps are asked for, and a sister run is
+    (checkout / "run.toml").write_text(asked.replace("3", "9"))
+    (checkout / "sister.toml").write_text(asked.replace("mine", "sister"))
     (checkout / "mine" / "handovers").mkdir(parents=True)
     for name in ("job.json", "agent.pyz", f"{first.archive}"):
         (checkout / "mine" / name).write_text(name)
@@ -229,5 +233,6 @@ def test_a_run_file_inside_the_checkout_can_be_generated_again_and_again(checkou
 
     # then: it is the same code
     assert found is not None
-    assert "run.toml" in [entry.name for entry in found.entries]
+    assert {"train.py", "settings.toml"} <= {entry.name for entry in found.entries}
+    assert not {"run.toml", "sister.toml"} & {entry.name for entry in found.entries}
     assert second.sha256 == first.sha256
