@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from agent.errors import BadInput, SegueError
+from dagman.paths import absolute
 from jobs.convert.options import FORMATS, ConvertOptions, checked, default_out
 from jobs.convert.reader import READERS
 
@@ -154,7 +155,8 @@ def _there(interpreter: Path, options: ConvertOptions) -> str:
     """In another environment: jobs.pyz on its PYTHONPATH, so that it needs nothing of segue installed."""
     from agent.bundle import build_jobs
 
-    found = shutil.which(str(interpreter.expanduser()))
+    # A bare name is looked up on PATH, so only a home is filled in.
+    found = shutil.which(str(absolute(interpreter) if str(interpreter).startswith("~") else interpreter))
     if found is None:
         raise BadInput(f"--python {interpreter}: is not a program that can be run")
     with tempfile.TemporaryDirectory(prefix="segue-convert-") as directory:

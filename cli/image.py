@@ -11,6 +11,7 @@ import click
 
 from agent.errors import BadInput, SegueError
 from dagman.images import apptainer_command, openpi_source
+from dagman.paths import absolute
 
 _openpi = click.option(
     "--openpi",
@@ -76,7 +77,7 @@ def sif(checkout: Path | None, definition: Path | None, target: Path, only_print
         raise BadInput(f"there is no definition file {definition}")
     elif "{{ MIRROR }}" in definition.read_text():
         arguments = mirror_arguments()
-    target = target.expanduser().resolve()
+    target = absolute(target).resolve()
     if target.exists():
         raise BadInput(f"{target} exists: remove it or choose another name with --to")
     if only_print:

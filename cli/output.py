@@ -31,7 +31,7 @@ def size(count: float) -> str:
 
 def console() -> Console:
     """Output for people: colour on a terminal only, NO_COLOR respected, no wrapping in a pipe."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -48,6 +48,7 @@ def command(run_toml: Path, as_json: bool) -> None:
                     ],
                     "staging": None if plan.moving else str(asked.staging),
                     "checkpoint_exit": vars(plan.moving) if plan.moving else None,
+                    "refused": [one.text for one in found.refused],
                     "warnings": notes,
                 }
             )
@@ -92,13 +93,17 @@ def command(run_toml: Path, as_json: bool) -> None:
         click.echo(f"segue: warning: {note}", err=True)
     run = shlex.quote(str(run_toml))
     if found.reached is not None and found.reached >= spec.steps:
-        click.echo(f"next: segue pull {run}   (or raise `steps` and submit again)", err=True)
-    elif found.unstaged:
-        click.echo(f"next: segue stage {run}   (where the data is; then segue submit {run})", err=True)
+        moved = spec.agent.checkpoint_exit  # then the result is on this machine already
+        result = f"the result is in {found.store / 'final'};" if moved else f"segue pull {run}   #"
+        click.echo(f"next: {result} or raise `steps` and submit again", err=True)
+    elif found.unstaged and not any(one.staging_too for one in found.refused):
+        click.echo(f"next: segue stage {run}   # where the data is; then segue submit {run}", err=True)
+    elif found.refused:
+        click.echo(f"next: correct what `segue submit` will refuse, then segue plan {run}", err=True)
     elif found.changed:
-        click.echo(f"next: segue submit {run} {found.flags}   (if the change is meant)", err=True)
+        click.echo(f"next: segue submit {run} {found.flags}   # if the change is meant", err=True)
     else:
-        click.echo(f"next: segue submit {run}   (or segue dag {run} to look at the files first)", err=True)
+        click.echo(f"next: segue submit {run}   # or segue dag {run} to look at the files first", err=True)
 
 
 def _counted(count: int, name: str) -> str:

@@ -101,4 +101,4 @@ def command(
     if dry_run:
         click.echo(f"next: segue stage {typed}", err=True)
     else:
-        click.echo(f"next: segue submit {typed} on the access point, with {report.record.name} beside it", err=True)
+        click.echo(f"next: segue submit {typed}   # on the access point, with {report.record.name} beside it", err=True)

@@ -6,7 +6,7 @@ Told from names, claims and remembered digests, so that `segue plan` and `segue 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.config import STORE_NAME, InputArchive
@@ -27,7 +27,9 @@ from dagman.prepare import (
     record_path,
     recorded_fingerprint,
     requests,
+    wandb_key,
 )
+from dagman.refusals import Refusal, refusals
 from dagman.runs import RunPlace, own_run_file
 from dagman.spec import workflow_directory
 from dagman.workflow import Workflow, fingerprint
@@ -40,7 +42,7 @@ _SHOWN = 100
 @dataclass(frozen=True)
 class Foreseen:
     """``changed``: fields that `segue submit` would refuse, ``flags`` to accept them; ``unread``: inputs that only it will read;
-    ``unstaged``: inputs that no record says are in staging.
+    ``unstaged``: inputs that no record says are in staging as they are now; ``refused``: what is wrong with run.toml or this machine.
 
     ``reached``: the newest commit's step, None before there is one or where staging is not visible.
     """
@@ -50,6 +52,7 @@ class Foreseen:
     unread: tuple[str, ...] = ()
     reached: int | None = None
     unstaged: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def flags(self) -> str:
@@ -74,14 +77,20 @@ def foresee(asked: Asked) -> Foreseen:
 
 def _unstaged(asked: Asked) -> tuple[str, ...]:
     """Inputs that only `segue stage` can bring to the jobs, and that it has not brought as far as is known here."""
-    moved = (
-        asked.spec.agent.checkpoint_exit and not asked.site.staging.transfers
-    )  # inputs travel from the workflow directory
+    # Without staging rules the inputs of such a run travel from the workflow directory.
+    moved = asked.spec.agent.checkpoint_exit and not asked.site.staging.transfers
     if "{this}" in asked.site.python or moved:
         return ()
-    record = read_record(record_path(asked.run_toml))
-    staged = {name for name, entry in record.items() if entry.staged}
-    return tuple(one.name for one in requests(asked.spec, asked.run_toml) if one.name not in staged)
+    record, found = read_record(record_path(asked.run_toml)), []
+    for one in requests(asked.spec, asked.run_toml):
+        before = record.get(one.name)
+        if before is None or not before.staged or not same_source(before, one.source):
+            found.append(one.name)
+        elif one.source.exists():
+            now = _digest(one.name, one.source, members(one.source), record)
+            if now is None or now.archive != before.archive:
+                found.append(f"{one.name} (changed since)")
+    return tuple(found)
 
 
 def _store(asked: Asked) -> Path:
@@ -196,27 +205,35 @@ def missing_inputs(workflow: Workflow) -> str | None:
 
 def before_submitting(workflow: Workflow) -> list[str]:
     """What to say of a workflow that is about to be submitted, and is all the same."""
-    return [text for text in (missing_inputs(workflow), progress_of(workflow)) if text is not None]
+    return [text for text in (missing_inputs(workflow), *workflow.notes, progress_of(workflow)) if text is not None]
 
 
 def notes(asked: Asked, found: Foreseen) -> list[str]:
     """All of it, for `segue plan`."""
     said = (unstaged_note(found), refusal(asked, found), unread_note(found), progress(asked.spec.steps, found))
-    return [text for text in said if text is not None]
+    refused = [f"`segue submit` will refuse: {one.text}" for one in found.refused]
+    return [*refused, *(text for text in said if text is not None), *_no_key(asked)]
+
+
+def _no_key(asked: Asked) -> list[str]:
+    try:
+        return wandb_key(asked, keep=False)[1]
+    except BadInput:
+        return []  # refused, and said so
 
 
 def foresee_or_say(asked: Asked) -> tuple[Foreseen, list[str]]:
-    """As `foresee` and `notes`; a source that `segue submit` would refuse is a note as well."""
+    """As `foresee` and `notes`; whatever `segue submit` would refuse is a note as well."""
+    refused, store = refusals(asked), _store(asked)
     try:
-        found = foresee(asked)
+        found = replace(foresee(asked), refused=refused)
     except (BadInput, SegueError) as error:
-        text = str(error).removeprefix(f"{asked.run_toml}: ")
-        return Foreseen(_store(asked)), [f"`segue submit` will refuse: {text}"]
+        own = Refusal(str(error).removeprefix(f"{asked.run_toml}: "), staging_too=True)
+        found = Foreseen(store, reached=_reached(store), refused=refused or (own,))
     except OSError as error:
-        store = _store(asked)
-        return Foreseen(store), [
-            f"staging: {store}: cannot be read here ({error.strerror}): what it holds of the run is not known"
-        ]
+        found = Foreseen(store, refused=refused)
+        unknown = f"staging: {store}: cannot be read here ({error.strerror}): what it holds of the run is not known"
+        return found, [*notes(asked, found), unknown]
     return found, notes(asked, found)
 
 
@@ -229,7 +246,7 @@ def submitting(place: RunPlace) -> tuple[str, int | None]:
     try:
         own_run_file(Path(place.said))
     except BadInput:
-        return f"segue submit RUN_TOML --to {run}   (RUN_TOML: what it was made from)", None
+        return f"segue submit RUN_TOML --to {run}   # RUN_TOML: what it was made from", None
     command = f"segue submit {run}"
     try:
         asked = ask(Path(place.said))
@@ -237,5 +254,5 @@ def submitting(place: RunPlace) -> tuple[str, int | None]:
     except (BadInput, SegueError, OSError):
         return command, None
     if found.changed:
-        command += f" {found.flags}   (if the change is meant; else put the old value back)"
+        command += f" {found.flags}   # if the change is meant; else put the old value back"
     return command, asked.spec.steps

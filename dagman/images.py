@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from agent.errors import BadInput
+from dagman.paths import absolute
 
 PLATFORM = "linux/amd64"
 
@@ -52,7 +53,7 @@ def openpi_source(checkout: Path, definitions: Path | None = None) -> ImageSourc
     place = definitions or Path(__file__).resolve().parents[1] / "images" / "openpi"
     if not (place / "Dockerfile").is_file():
         raise BadInput(f"{place} has no Dockerfile: image definitions are in segue's source checkout, images/openpi")
-    checkout = checkout.expanduser().resolve()
+    checkout = absolute(checkout).resolve()
     for name in ("uv.lock", "pyproject.toml", "src/openpi", "packages/openpi-client"):
         if not (checkout / name).exists():
             raise BadInput(f"{checkout} has no {name}: give the top directory of an OpenPI checkout with --openpi")

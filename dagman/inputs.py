@@ -125,40 +125,42 @@ def examine(
     return Recorded(archive, packed.sha256, packed.bytes, str(source), state, staged, about)
 
 
+class NotHere(BadInput):
+    """A source that is not on this machine, and that nobody has staged as far as is known."""
+
+
+def recorded(request: InputRequest, record: Mapping[str, Recorded]) -> Recorded:
+    """What the record says of a source that is not on this machine. Raises NotHere."""
+    known = record.get(request.name)
+    if known is None or not same_source(known, request.source):
+        raise NotHere(
+            f"data: {request.source}: {request.name} is not on this machine, and no record says that it was staged: run `segue stage` "
+            "where it is, and bring the record that it writes beside run.toml along"
+        )
+    return known
+
+
 def resolve(request: InputRequest, record: dict[str, Recorded]) -> tuple[InputArchive, Recorded]:
     """Name and digest of one input, from its source where that is here, else from the record.
 
-    Raises BadInput when neither is.
+    Raises NotHere when neither is.
     """
+    source, found = "", None
     if request.source.exists():
-        found = examine(request.name, request.source, members(request.source), record)
-    else:
-        known = record.get(request.name)
-        if known is None or not same_source(known, request.source):
-            raise BadInput(
-                f"data: {request.source}: {request.name} is not on this machine, and no record says that it was staged: run `segue stage` "
-                "where it is, and bring the record that it writes beside run.toml along"
-            )
-        found = known
-    return InputArchive(
-        request.name,
-        found.archive,
-        found.sha256,
-        found.bytes,
-        request.target,
-        str(request.source) if request.source.exists() else "",
-    ), found
+        source, found = str(request.source), examine(request.name, request.source, members(request.source), record)
+    found = found or recorded(request, record)
+    return InputArchive(request.name, found.archive, found.sha256, found.bytes, request.target, source), found
 
 
-def resolve_inputs(requests: Sequence[InputRequest], record_path: Path) -> list[InputArchive]:
-    """All inputs of a run; the record is kept up to date. Raises BadInput as above."""
+def resolve_inputs(requests: Sequence[InputRequest], record_path: Path, keep: bool = True) -> list[InputArchive]:
+    """All inputs of a run; the record is kept up to date if ``keep``. Raises BadInput as above."""
     record = read_record(record_path)
     resolved, new = [], dict(record)
     for request in requests:
         archive, found = resolve(request, record)
         resolved.append(archive)
         new[request.name] = found
-    if new != record:
+    if keep and new != record:
         # Only a cache here: run.toml may lie where nothing can be written.
         with contextlib.suppress(SegueError):
             write_record(record_path, new)

@@ -17,15 +17,24 @@ from agent.pack import members
 from agent.recipes import recipe
 from agent.recipes.checks import check_dataset, is_lerobot_dataset
 from agent.store.claims import differences
-from dagman import submit
+from dagman import submit, workflow
 from dagman.code import Checkout
-from dagman.inputs import InputRequest, resolve_inputs
+from dagman.inputs import InputRequest, read_record, resolve_inputs
 from dagman.paths import absolute, beside
 from dagman.plan import Plan, make_plan
 from dagman.runs import own_run_file
 from dagman.site import Site, load_site
 from dagman.spec import Spec, load_spec, workflow_directory
-from dagman.workflow import Archive, Workflow, check_path, fingerprint, generate, job_config, staging_of
+from dagman.workflow import (
+    ANOTHER_STAGING,
+    Archive,
+    Workflow,
+    check_path,
+    fingerprint,
+    generate,
+    job_config,
+    staging_of,
+)
 
 # Where recipes look for the dataset unless run.toml says otherwise, relative to the scratch directory; {name}: of the dataset.
 DATASET_TARGETS = {
@@ -85,7 +94,10 @@ def check_image(asked: Asked) -> None:
     container = asked.spec.container
     if container is None or "://" in container.image:
         return
-    check_path(Path(container.image), "container.image")
+    try:
+        check_path(Path(container.image), "its path", "move the image, or name it by a link somewhere else")
+    except BadInput as error:
+        raise BadInput(f"{asked.run_toml}: container.image: {error}") from None
     if container.transfer and not Path(container.image).exists():
         raise BadInput(
             f"{asked.run_toml}: container.image: {container.image}: no such file; an image of a registry is written docker://…, and with "
@@ -138,12 +150,13 @@ def search_path(site: Site) -> str:
     if "{this}" not in site.python:
         return ""
     directory = Path(sys.executable).parent
-    check_path(directory, "the directory of this Python")
+    check_path(directory, "the directory of this Python", "install segue somewhere else")
     return f"{directory}:/usr/local/bin:/usr/bin:/bin"
 
 
-def _travelling(entry: InputArchive, asked: Asked) -> InputArchive:
-    """How the site brings an input: by URL, or from mounted staging."""
+def travelling(entry: InputArchive, asked: Asked) -> InputArchive:
+    """How the site brings an input: by URL, from mounted staging, or from the workflow directory. BadInput when it cannot."""
+    original = entry
     if "{this}" not in asked.site.python:
         # Jobs of a real site do not see the access point's disk: `segue stage` is the only road.
         entry = replace(entry, source="")
@@ -152,68 +165,105 @@ def _travelling(entry: InputArchive, asked: Asked) -> InputArchive:
     except BadInput as error:
         raise BadInput(f"{asked.run_toml}: data: {error}") from None
     # Where jobs see no staging and the site brings nothing from it, inputs travel from the workflow directory.
-    return replace(entry, travels=url or ("plain" if asked.spec.agent.checkpoint_exit else ""))
+    entry = replace(entry, travels=url or ("plain" if asked.spec.agent.checkpoint_exit else ""))
+    if entry.travels == "plain" and not original.source:
+        raise BadInput(
+            f"{asked.run_toml}: data: {entry.name} is not on this machine; with agent.checkpoint_exit inputs travel with each job from here: "
+            "bring it here first"
+        )
+    return entry
 
 
 def _packed(entry: InputArchive, original: InputArchive) -> Archive:
-    """A plain input as an archive to be made in the workflow directory; BadInput when its source is not here."""
-    if not original.source:
-        raise BadInput(
-            f"data: {entry.name} is not on this machine; with agent.checkpoint_exit inputs travel with each job from here: bring it here first"
-        )
+    """A plain input as an archive to be made in the workflow directory."""
     return Archive(entry.archive, members(Path(original.source)), entry.sha256)
 
 
-def code_archive(asked: Asked) -> tuple[InputArchive | None, Checkout | None]:
+def code_archive(asked: Asked, keep: bool = True) -> tuple[InputArchive | None, Checkout | None]:
     """The user's checkout as an archive entry and what is in it; None, None when run.toml names none."""
     if asked.spec.code is None:
         return None, None
     from dagman.code import resolve_code
 
-    return resolve_code(beside(asked.run_toml.parent, asked.spec.code), record_path(asked.run_toml))
+    return resolve_code(beside(asked.run_toml.parent, asked.spec.code), record_path(asked.run_toml), keep)
 
 
-def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] = ()) -> Workflow:
-    """The whole workflow, checked against the staging directory where it is visible from here."""
-    spec, site = asked.spec, asked.site
-    directory = absolute(to) if to is not None else workflow_directory(spec, asked.run_toml)
-    check_path(directory, "the workflow directory")
+def check_directory(asked: Asked, directory: Path) -> None:
+    """BadInput when no workflow can be written or submitted there."""
+    workflow.check_directory(directory, asked.site)
     if directory.exists() and not directory.is_dir():
         raise BadInput(
             f"{directory}: is a file where the workflow directory would be: give another directory with --to"
         )
+
+
+def wandb_key(asked: Asked, keep: bool = True) -> tuple[Path | None, list[str]]:
+    """The file with the W&B key that travels with the jobs, and what is to be said where there is none. BadInput when others can read it."""
+    wandb = asked.spec.wandb
+    if wandb is None or wandb.mode == "offline" or wandb.oauth:
+        return None, []
+    from dagman.wandb_key import key_file
+
+    key = key_file(keep)
+    if key is None:
+        return None, [
+            f"wandb: there is no key on this machine, so jobs write offline whatever wandb.mode says ({wandb.mode}): run `segue login`, or "
+            "send it later with `segue wandb sync`"
+        ]
+    check_path(key, "the path of the W&B key", "set XDG_CONFIG_HOME to another directory, then segue login")
+    return key, []
+
+
+def _not_staged(asked: Asked, inputs: Sequence[InputArchive]) -> list[str]:
+    """What is to be said of inputs of which no record says that they are in staging, where staging cannot be looked at from here."""
+    if asked.staging.is_dir():
+        return []
+    record = read_record(record_path(asked.run_toml))
+    staged = {entry.archive for entry in record.values() if entry.staged}
+    absent = [one.name for one in inputs if not one.source and one.travels != "plain" and one.archive not in staged]
+    if not absent:
+        return []
+    return [
+        f"{', '.join(absent)}: nothing here says that it is in staging as it is now, and without it the node `stage` fails before any GPU is "
+        "asked for: run `segue stage` first"
+    ]
+
+
+def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] = (), dry_run: bool = False) -> Workflow:
+    """The whole workflow, checked against the staging directory where it is visible from here.
+
+    What was read once is remembered beside run.toml, and a key of ~/.netrc is copied for the jobs, but not in a ``dry_run``.
+    """
+    spec, site, keep = asked.spec, asked.site, not dry_run
+    directory = absolute(to) if to is not None else workflow_directory(spec, asked.run_toml)
+    check_directory(asked, directory)
     try:
         wanted = requests(spec, asked.run_toml)
-        inputs = resolve_inputs(wanted, record_path(asked.run_toml))
+        inputs = resolve_inputs(wanted, record_path(asked.run_toml), keep)
     except BadInput as error:
-        raise _placed(asked.run_toml, "data", error) from None
+        raise placed(asked.run_toml, "data", error) from None
     try:
-        code, checkout = code_archive(asked)
+        code, checkout = code_archive(asked, keep)
     except BadInput as error:
-        raise _placed(asked.run_toml, "code", error) from None
-    originals, inputs = inputs, [_travelling(entry, asked) for entry in inputs]
+        raise placed(asked.run_toml, "code", error) from None
+    originals, inputs = inputs, [travelling(entry, asked) for entry in inputs]
     packed = [
         _packed(entry, original) for entry, original in zip(inputs, originals, strict=True) if entry.travels == "plain"
     ]
     check_image(asked)
     check_staging(asked)
     check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
-    key = None
-    if spec.wandb is not None and spec.wandb.mode != "offline" and not spec.wandb.oauth:
-        from dagman.wandb_key import key_file
-
-        key = key_file()
-        if key is not None:
-            check_path(key, "the path of the W&B key")
+    key, said = wandb_key(asked, keep)
+    said += _not_staged(asked, inputs)
     job = job_config(spec, site, asked.plan, asked.staging, inputs, code, accept_change, key.name if key else None)
     urls = tuple(entry.archive if entry.travels == "plain" else entry.travels for entry in inputs if entry.travels)
     places = submit.Places(directory, search_path(site), key, urls, code.archive if code and code.travels else "")
     text = asked.run_toml.read_text(encoding="utf-8")
-    workflow = generate(spec, site, asked.plan, directory, job, text, places, checkout)
-    return replace(workflow, archives=[*workflow.archives, *packed])
+    made = generate(spec, site, asked.plan, directory, job, text, places, checkout)
+    return replace(made, archives=[*made.archives, *packed], notes=said)
 
 
-def _placed(run_toml: Path, key: str, error: BadInput) -> BadInput:
+def placed(run_toml: Path, key: str, error: BadInput) -> BadInput:
     """What is wrong with a source, with the file and the key that name it."""
     text = str(error)
     if text.startswith((str(run_toml), str(record_path(run_toml)))):
@@ -222,10 +272,14 @@ def _placed(run_toml: Path, key: str, error: BadInput) -> BadInput:
 
 
 def check_staging(asked: Asked) -> None:
-    """BadInput when staging should be visible from here and is missing or read-only."""
+    """BadInput when staging should be visible from here and is missing or read-only, or its path can stand in no submit description."""
     spec, site, staging = asked.spec, asked.site, asked.staging
     if spec.agent.checkpoint_exit:
         return
+    try:
+        check_path(staging, "its path", ANOTHER_STAGING)
+    except BadInput as error:
+        raise BadInput(f"{asked.run_toml}: staging: {error}") from None
     visible = spec.staging is not None or not site.access_points or site.is_here()
     if not visible:
         return

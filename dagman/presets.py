@@ -8,9 +8,7 @@ from typing import Any
 
 from agent.errors import BadInput
 from agent.recipes.environment import OPENPI_HOME
-from dagman.inputs import read_record
-from dagman.paths import beside
-from dagman.prepare import Asked, check_image, record_path
+from dagman.prepare import Asked
 from dagman.site import load_site, shipped_sites
 from dagman.toml import read_toml, suggestion
 
@@ -56,23 +54,8 @@ def warnings(asked: Asked) -> list[str]:
             "count against its quota"
         )
     found += _of_trainer(asked)
-    record = read_record(record_path(asked.run_toml))
-    for key, name, text in (("data.dataset", "dataset", spec.data.dataset), ("code", "code", spec.code)):
-        if text is not None and name not in record and not beside(asked.run_toml.parent, text).exists():
-            found.append(
-                f"{key}: {text} is not on this machine and was not staged from another: correct it, or run `segue stage` where it is"
-            )
-    try:
-        check_image(asked)
-    except BadInput as error:
-        found.append(str(error).removeprefix(f"{asked.run_toml}: "))
     if spec.container is not None and "YOUR-ACCOUNT" in spec.container.image:
         found.append("container.image: still names YOUR-ACCOUNT: name the image that you pushed (docs/images.md)")
-    for asset in spec.data.assets:
-        if not (asked.run_toml.parent / Path(asset.source).expanduser()).exists():
-            found.append(
-                f"data.assets: {asset.source} is not on this machine; it must have been staged from where it is"
-            )
     return found
 
 

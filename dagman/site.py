@@ -18,8 +18,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agent.errors import BadInput
+from dagman.paths import beside
 from dagman.toml import explain, read_toml, suggestion
 
+# What a step or a wait may be thought to take, in seconds: arithmetic and clocks overflow far beyond.
+LEAST_STEP_S, MOST_S = 1e-6, 1e9
 _LINE = r"^[^\x00-\x1f\x7f]*$"
 SubmitLine = Annotated[str, Field(pattern=r"^\+?[A-Za-z_][A-Za-z0-9_.]* *= *[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\\]$")]
 OneLine = Annotated[str, Field(pattern=_LINE)]
@@ -47,7 +50,7 @@ class _Data(BaseModel):
 class QueueClass(_Data):
     """A bound on one job's time: ``limit_s`` seconds; ``share`` says what a user may have of it."""
 
-    limit_s: float = Field(gt=0)
+    limit_s: float = Field(gt=0, le=MOST_S)
     share: str = ""
 
 
@@ -87,19 +90,19 @@ class Margin(_Data):
     """What a segment keeps free before its class's limit: the larger of a fraction of it and ``least_s``."""
 
     fraction: float = Field(ge=0, lt=1)
-    least_s: float = Field(ge=0)
-    kill_grace_s: float = Field(gt=0)
+    least_s: float = Field(ge=0, le=MOST_S)
+    kill_grace_s: float = Field(gt=0, le=MOST_S)
 
 
 class Estimates(_Data):
     """Seconds that things take before anything was measured."""
 
-    step_s: float = Field(gt=0)
-    startup_s: float = Field(ge=0)
-    restore_s: float = Field(ge=0)
-    save_s: float = Field(ge=0)
-    publish_s: float = Field(ge=0)
-    queue_s: float = Field(ge=0)
+    step_s: float = Field(ge=LEAST_STEP_S, le=MOST_S)
+    startup_s: float = Field(ge=0, le=MOST_S)
+    restore_s: float = Field(ge=0, le=MOST_S)
+    save_s: float = Field(ge=0, le=MOST_S)
+    publish_s: float = Field(ge=0, le=MOST_S)
+    queue_s: float = Field(ge=0, le=MOST_S)
 
 
 class SubmitLines(_Data):
@@ -208,10 +211,13 @@ def shipped_sites() -> list[str]:
     )
 
 
-def load_site(name: str, beside: Path) -> Site:
-    """A shipped site by name, or a site file by its path (ending in .toml, relative to ``beside``); BadInput names what is wrong."""
+def load_site(name: str, directory: Path) -> Site:
+    """A shipped site by name, or a site file by its path (ending in .toml, relative to ``directory``); BadInput names what is wrong."""
     if name.endswith(".toml"):
-        path = beside / Path(name).expanduser()
+        try:
+            path = beside(directory, name)
+        except BadInput as error:
+            raise BadInput(f"site: {error}") from None
         if not path.is_file():
             raise BadInput(f"site: {path}: no such site file")
         data, where = read_toml(path), str(path)

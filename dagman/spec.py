@@ -24,8 +24,10 @@ from pydantic import (
 
 from agent.errors import BadInput
 from dagman.paths import absolute
+from dagman.site import LEAST_STEP_S, MOST_S
 from dagman.toml import explain, read_toml
 
+MOST_GB = 1e9
 RECIPES = ("reference", "openpi", "openpi-pytorch", "lerobot", "command")
 _SECRET = re.compile(r"(API_?KEY|TOKEN(?![A-Z])|SECRET|PASSW|CREDENTIAL)", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -110,6 +112,16 @@ Options = Annotated[dict[str, Any], AfterValidator(_as_json)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
 
 
+def _a_step(seconds: float) -> float:
+    if seconds < LEAST_STEP_S:
+        raise ValueError("must be 0.000001 or more: no step of a training takes less")
+    return seconds
+
+
+Seconds = Annotated[float, Field(ge=0, le=MOST_S)]
+StepSeconds = Annotated[float, Field(gt=0, le=MOST_S), AfterValidator(_a_step)]
+
+
 def _relative_target(text: str) -> str:
     parts = Path(text).parts
     if not parts or Path(text).is_absolute() or ".." in parts:
@@ -180,11 +192,11 @@ class Segments(_Table):
 class PaceGuess(_Table):
     """Seconds, where the user knows them; the site's estimates otherwise, measurements as soon as there are any."""
 
-    step_s: float | None = Field(default=None, gt=0)
-    startup_s: float | None = Field(default=None, ge=0)
-    restore_s: float | None = Field(default=None, ge=0)
-    save_s: float | None = Field(default=None, ge=0)
-    publish_s: float | None = Field(default=None, ge=0)
+    step_s: StepSeconds | None = None
+    startup_s: Seconds | None = None
+    restore_s: Seconds | None = None
+    save_s: Seconds | None = None
+    publish_s: Seconds | None = None
 
 
 class Retention(_Table):
@@ -198,7 +210,7 @@ class Retention(_Table):
 class Budget(_Table):
     """What the run may occupy in staging."""
 
-    gb: float | None = Field(default=None, gt=0)
+    gb: float | None = Field(default=None, gt=0, le=MOST_GB)
     items: int | None = Field(default=None, ge=12)
 
 
@@ -237,10 +249,10 @@ class WandbTable(_Table):
 class AgentTable(_Table):
     """The agent's own settings, in seconds unless named otherwise."""
 
-    telemetry_s: float = Field(default=15.0, gt=0)
-    hang_factor: float = Field(default=20.0, gt=1)
-    hang_min_s: float = Field(default=300.0, gt=0)
-    margin_s: float | None = Field(default=None, ge=0)
+    telemetry_s: float = Field(default=15.0, gt=0, le=MOST_S)
+    hang_factor: float = Field(default=20.0, gt=1, le=MOST_S)
+    hang_min_s: float = Field(default=300.0, gt=0, le=MOST_S)
+    margin_s: Seconds | None = None
     carry: Annotated[tuple[Target, ...], Strict(False)] = ()
     checkpoint_exit: bool = False
     publish_mb_per_s: float | None = Field(default=None, ge=50)

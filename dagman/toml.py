@@ -34,6 +34,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path}: not TOML: {error}") from None
+    except ValueError:
+        raise BadInput(
+            f"{path}: cannot be read as TOML: a number in it has thousands of digits; no key takes such a one"
+        ) from None
+    except RecursionError:
+        raise BadInput(
+            f"{path}: cannot be read as TOML: brackets in it are nested too deep; no key needs that"
+        ) from None
     except PermissionError:
         raise BadInput(
             f"{path}: cannot be read: Permission denied; correct its mode, or that of its directory"

@@ -1,4 +1,8 @@
-"""Where the W&B key lies on the access point: a file of mode 0600, transferred into the sandbox; never an environment variable."""
+"""Where the W&B key lies on the access point: a file of mode 0600, transferred into the sandbox; never an environment variable.
+
+What `wandb login` left in ~/.netrc is copied to a file of its own name and copied anew whenever it changed; the key of `segue login` goes
+before it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from pathlib import Path
 from agent.errors import BadInput
 
 HOST = "api.wandb.ai"
+NETRC_COPY = "wandb.netrc.key"
 
 
 def key_path() -> Path:
@@ -18,9 +23,9 @@ def key_path() -> Path:
     return Path(base) / "segue" / "wandb.key"
 
 
-def write_key(key: str) -> Path:
-    """Keep a key, mode 0600 from its first byte on."""
-    path = key_path()
+def write_key(key: str, path: Path | None = None) -> Path:
+    """Keep a key where `segue login` does, or in ``path``; mode 0600 from its first byte on."""
+    path = path or key_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -40,13 +45,20 @@ def from_netrc() -> str | None:
     return found[2] if found and found[2] else None
 
 
-def key_file() -> Path | None:
-    """The key file to transfer, made from ~/.netrc when only that has the key; None without a key. BadInput when others can read it."""
+def key_file(keep: bool = True) -> Path | None:
+    """The key file to transfer, None without a key. If only ~/.netrc has one, its copy, which is written if ``keep``.
+
+    BadInput when others can read it.
+    """
     path = key_path()
     if not path.exists():
         key = from_netrc()
-        return write_key(key) if key else None
-    mode = stat.S_IMODE(path.stat().st_mode)
+        if key is None:
+            return None
+        path = path.with_name(NETRC_COPY)
+        if keep and (not path.exists() or path.read_text(encoding="utf-8").strip() != key):
+            write_key(key, path)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
     if mode & 0o077:
         raise BadInput(f"{path}: others can read it (mode {mode:o}): chmod 600 {path}")
     return path

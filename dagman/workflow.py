@@ -32,6 +32,9 @@ _STORE_NOTE = (
 )
 _UNSAFE = set(" \t\n\r\"'$%\\;#,=<>*?[]{}()|&`!")
 
+ANOTHER_STAGING = "give another `staging`"
+_WORDS = {" ": "a space", "\n": "a line feed"}
+
 
 @dataclass(frozen=True)
 class File:
@@ -55,7 +58,8 @@ class Archive:
 class Workflow:
     """What `segue dag` writes; agent.pyz and jobs.pyz are built beside by dagman.write.
 
-    ``directories``: to be made where they are missing (the staging directory of a site that has its own beside run.toml).
+    ``directories``: to be made where they are missing (the staging directory of a site that has its own beside run.toml); ``notes``: what
+    the user is told of it, one sentence each.
     """
 
     directory: Path
@@ -64,20 +68,31 @@ class Workflow:
     job: JobConfig
     archives: Sequence[Archive] = ()
     directories: Sequence[Path] = ()
+    notes: Sequence[str] = ()
 
 
-def check_path(path: Path, what: str) -> None:
+def check_path(path: Path, what: str, remedy: str = "move it, or give another with --to") -> None:
     """BadInput for a path that HTCondor's languages cannot carry."""
-    bad = sorted(set(str(path)) & _UNSAFE)
+    bad = sorted(char for char in set(str(path)) if char in _UNSAFE or not char.isprintable())
     if bad:
-        shown = " ".join("a space" if char == " " else "a line feed" if char == "\n" else char for char in bad)
+        shown = " ".join(_WORDS.get(char, char if char.isprintable() else ascii(char)) for char in bad)
         raise BadInput(
-            f"{str(path)!r}: {what} holds {shown}, which DAG and submit files cannot carry in a path: move it, or give another with --to"
+            f"{str(path)!r}: {what} holds {shown}, which DAG and submit files cannot carry in a path: {remedy}"
         )
     for forbidden in ("/tmp", "/var/tmp"):
         if path.is_relative_to(forbidden) and what == "the workflow directory":
             raise BadInput(
                 f"{path}: DAGMan refuses to keep its log under {forbidden}: put run.toml somewhere else, or give another directory with --to"
+            )
+
+
+def check_directory(directory: Path, site: Site) -> None:
+    """BadInput for a workflow directory whose path no file can carry, or from which the site lets nobody submit."""
+    check_path(directory, "the workflow directory")
+    for forbidden in site.submit_forbidden_under:
+        if directory.is_relative_to(forbidden):
+            raise BadInput(
+                f"{directory}: site {site.name} forbids submitting from {forbidden}: put run.toml under your home directory"
             )
 
 
@@ -216,14 +231,9 @@ def generate(
     code: Checkout | None = None,
 ) -> Workflow:
     """All files of the workflow directory."""
-    check_path(directory, "the workflow directory")
+    check_directory(directory, site)
     if job.staging:
-        check_path(Path(job.staging), "staging")
-    for forbidden in site.submit_forbidden_under:
-        if directory.is_relative_to(forbidden):
-            raise BadInput(
-                f"{directory}: site {site.name} forbids submitting from {forbidden}: put run.toml under your home directory"
-            )
+        check_path(Path(job.staging), "staging", ANOTHER_STAGING)
     norm_stats = bool(spec.trainer.options.get("norm_stats")) and spec.trainer.recipe.startswith("openpi")
     dag = make_dag(spec, site, plan, directory, norm_stats)
     config = (

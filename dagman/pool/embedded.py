@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from agent.errors import BadInput, SegueError
+from dagman.paths import absolute
 from dagman.pool import namespace, processes
 from dagman.pool.fetch import cache_directory
 from dagman.pool.installation import Installation, find
@@ -78,7 +79,7 @@ class EmbeddedPool:
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         chosen = Path(directory) if directory is not None else default_directory()
-        self.directory = chosen.expanduser().resolve()
+        self.directory = absolute(chosen).resolve()
         self.config = dict(config or {})
         self._suites = suites
         self._report = report

@@ -25,6 +25,7 @@ from agent.store.fs import PosixFileSystem, remove_tree
 from agent.store.manifest import Manifest, decode
 from agent.store.names import readers_order
 from agent.store.tree import as_name
+from dagman.paths import absolute
 from dagman.shipping.place import Listing, Place, RunArchive
 from dagman.shipping.stage import Watch, gigabytes, silent
 from dagman.shipping.where import Destination, opened, unusable
@@ -108,7 +109,8 @@ def directory_name(where: Destination, manifest: Manifest) -> str:
 
 def pull(where: Destination, unpack: Unpack, *, to: Path, step: str = FINAL, watch: Watch = silent) -> Pulled:
     """Bring it. ``to``: the directory that gets `checkpoints/`. Raises BadInput, CannotConnect, SegueError with one sentence."""
-    parent = above(where, to.expanduser().absolute())
+    to = absolute(to)
+    parent = above(where, to)
     with opened(where) as place:
         listing = place.archives(where.spec.name)
         if listing.problem == "missing":
@@ -121,7 +123,7 @@ def pull(where: Destination, unpack: Unpack, *, to: Path, step: str = FINAL, wat
         there, note = _recognised(place, parent, where.spec.name, archive, watch)
         if there is not None:
             return there
-        with _working_directory(to.expanduser().absolute()) as work:
+        with _working_directory(to) as work:
             return _fetch(where, place, archive, parent, work, unpack, watch, note)
 
 

@@ -19,7 +19,7 @@ from agent.pack import Member, Packed, archive_name, archive_size, members, writ
 from agent.store.budget import Room, Usage
 from dagman import code as checkouts
 from dagman.inputs import Recorded, examine, read_record, same_source, state_of, write_record
-from dagman.paths import beside
+from dagman.paths import absolute, beside
 from dagman.prepare import record_path, requests
 from dagman.shipping.place import Place
 from dagman.shipping.survey import INPUTS, Limits, Survey, rooms, tightest, too_small
@@ -365,7 +365,7 @@ def _working_directory(
     if not todo:
         yield where.run_toml.parent
         return
-    directory = (temporary.expanduser().absolute() if temporary is not None else where.run_toml.parent) / _WORK
+    directory = (absolute(temporary) if temporary is not None else where.run_toml.parent) / _WORK
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("w")

@@ -85,10 +85,17 @@ def checked(options: ConvertOptions) -> ConvertOptions:
     if options.workers < 0:
         raise BadInput(f"--workers {options.workers}: must be 1 or more (or be left out: one for each core)")
     workers = options.workers or len(os.sched_getaffinity(0))
-    source, out = options.source_path.expanduser().resolve(), options.out_path.expanduser().absolute()
+    source, out = _home(options.source_path).resolve(), _home(options.out_path).absolute()
     if out.exists() or out.is_symlink():
         raise BadInput(f"{out}: already exists; name another place with --out, or remove it")
     return replace(options, source=str(source), out=str(out), workers=workers)
+
+
+def _home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise BadInput(f"{path}: this machine knows no such user") from None
 
 
 def default_out(repo_id: str) -> Path:
@@ -99,4 +106,4 @@ def default_out(repo_id: str) -> Path:
     cache = os.environ.get("HF_HOME") or str(
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     )
-    return Path(cache).expanduser() / "lerobot" / repo_id
+    return _home(Path(cache)) / "lerobot" / repo_id

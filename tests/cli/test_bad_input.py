@@ -297,7 +297,7 @@ def test_byte_order_mark_of_an_editor_does_no_harm(segue: Segue, run_toml: Path)
 def test_plan_warns_of_an_image_that_is_not_here(segue: Segue, run_toml: Path) -> None:
     run_toml.write_text(RUN + '[container]\nimage = "gone.sif"')
     found = segue("plan", run_toml)
-    assert found.code == 0 and "warning: container.image: " in found.err and "gone.sif: no such file" in found.err
+    assert found.code == 0 and "will refuse: container.image: " in found.err and "gone.sif: no such file" in found.err
 
 
 def test_init_into_a_file(segue: Segue, run_toml: Path) -> None:

@@ -108,7 +108,7 @@ class TestNextCommand:
             assert json.loads(segue("status", typed, "--json").out)["next"] == f"{said}{typed}"
 
     def test_path_is_quoted_for_the_shell(self, segue: Segue, run_toml: Path) -> None:
-        here = run_toml.parent / "my runs"
+        here = run_toml.parent / "my~runs"
         here.mkdir()
         mine = run_toml.rename(here / "run.toml")
         (here / "staging").mkdir()
@@ -148,7 +148,7 @@ class TestChangedConfiguration:
         assert f"run 'run' was begun in {store} with another configuration" in warning
         assert 'args was ["other.py"], is now ["train.py"]' in warning and "--accept-change args" in warning
         assert "no checkpoint" not in warning
-        assert next_of(asked.err) == f"segue submit {run_toml} --accept-change args   (if the change is meant)"
+        assert next_of(asked.err) == f"segue submit {run_toml} --accept-change args   # if the change is meant"
         assert segue("dag", run_toml).code == 2
         assert segue("dag", run_toml, "--accept-change", "args").code == 0
 
@@ -202,7 +202,7 @@ class TestChangedConfiguration:
         ended(run_toml.parent, 1)
         assert next_of(segue("status", run_toml).err) == (
             f"mend the cause, then go on from the newest commit: segue submit {run_toml} --accept-change args   "
-            "(if the change is meant; else put the old value back)"
+            "# if the change is meant; else put the old value back"
         )
 
     def test_status_leaves_a_wrong_run_toml_to_submit(self, segue: Segue, run_toml: Path) -> None:
@@ -218,7 +218,7 @@ class TestNothingToTrain:
         said = f"already complete: step 100 of 100 is in {store}; nothing to train; raise `steps` to go on"
         asked = segue("plan", run_toml)
         assert said in asked.err
-        assert next_of(asked.err) == f"segue pull {run_toml}   (or raise `steps` and submit again)"
+        assert next_of(asked.err) == f"segue pull {run_toml}   # or raise `steps` and submit again"
         assert f"run: {said}\n" in segue("dag", run_toml).err
 
     @pytest.mark.parametrize("reached", [100, 150])
@@ -236,6 +236,16 @@ class TestNothingToTrain:
         assert "nothing to train" in done.err.splitlines()[0]
         assert done.err.splitlines()[1:] == [f"next: segue status {run_toml}"]
         assert "nothing to train" in json.loads(segue("submit", run_toml, "--json").out)["notes"][0]
+
+    def test_result_that_htcondor_brought_is_here_already(self, segue: Segue, run_toml: Path) -> None:
+        run_toml.write_text(RUN.replace('staging = "staging"\n', "") + "[agent]\ncheckpoint_exit = true\n")
+        store = Store(run_toml.parent / "run" / "segue-store")
+        store.publish(
+            store.claim(Claimant(), ARGS), make_checkpoint(run_toml.parent / "made", 100), Metadata(100, "100")
+        )
+        asked = segue("plan", run_toml)
+        assert next_of(asked.err) == f"the result is in {Path(store.root) / 'final'}; or raise `steps` and submit again"
+        assert segue("pull", run_toml).code == 2
 
     def test_fewer_steps_than_reached(self, segue: Segue, run_toml: Path) -> None:
         store = begun(run_toml.parent, ARGS, 150)
@@ -265,7 +275,7 @@ class TestWhatIsNotStaged:
         run_toml.write_text(self.CHTC)
         asked = segue("plan", run_toml)
         assert asked.code == 0 and "warning: data: not staged yet: dataset, base; jobs find nothing else" in asked.err
-        assert next_of(asked.err) == f"segue stage {run_toml}   (where the data is; then segue submit {run_toml})"
+        assert next_of(asked.err) == f"segue stage {run_toml}   # where the data is; then segue submit {run_toml}"
         # The workflow can be looked at all the same.
         assert "run: dataset, base: not in " in segue("dag", run_toml).err
         # What was staged is known by the record, and what lies in staging by its name.
@@ -290,7 +300,90 @@ class TestWhatIsNotStaged:
         assert next_of(segue("plan", run_toml).err).startswith(f"segue submit {run_toml}")
         assert "not in" not in segue("dag", run_toml).err
 
+    def test_source_that_changed_after_it_was_staged_is_staged_again_first(self, segue: Segue, run_toml: Path) -> None:
+        for name in ("data", "base"):
+            (run_toml.parent / name).write_text("x")
+        run_toml.write_text(self.CHTC)
+        assert segue("stage", run_toml, "--mounted").code == 0
+        (run_toml.parent / "data").write_text("other")
+        asked = segue("plan", run_toml)
+        assert "data: not staged yet: dataset (changed since); jobs find nothing else" in asked.err
+        assert next_of(asked.err).startswith(f"segue stage {run_toml}")
+
+    def test_access_point_that_does_not_see_staging_goes_by_the_record(
+        self, segue: Segue, run_toml: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("STAGING", str(run_toml.parent / "staging"))
+        for name in ("data", "base"):
+            (run_toml.parent / name).write_text("x")
+        run_toml.write_text(self.CHTC.replace('staging = "staging"\n', ""))
+        assert segue("stage", run_toml, "--mounted").code == 0
+        (run_toml.parent / "staging").rename(run_toml.parent / "unmounted")
+        assert segue("dag", run_toml).err.count("\n") == 1, "nothing but the next command"
+        (run_toml.parent / "base").unlink()  # what is staged and recorded need not be here
+        assert "base" not in segue("plan", run_toml).err
+        (run_toml.parent / "data").write_text("other")
+        assert "run: dataset: nothing here says that it is in staging as it is now" in segue("dag", run_toml).err
+
     def test_local_jobs_read_it_where_it_is(self, segue: Segue, run_toml: Path) -> None:
         (run_toml.parent / "data").write_text("x")
         run_toml.write_text(RUN + '[data]\ndataset = "data"')
         assert "not staged" not in segue("plan", run_toml).err
+
+
+class TestFirstSubmission:
+    """What `segue dag` refuses before anything was submitted, `segue plan` says."""
+
+    DATA = (
+        '[data]\nassets = [{ source = "a", target = "a", name = "dd" }, { source = "b", target = "b", name = "dd" }]\n'
+    )
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (RUN.replace('"staging"', '"/data/nosuch"'), "staging: /data/nosuch is not a directory here"),
+            (RUN + DATA, "data.assets: two inputs are named 'dd'"),
+            (RUN + '[data]\ndataset = "gone"\n', "gone: dataset is not on this machine, and no record says"),
+            (RUN + '[data]\ndataset = "empty"\n', "empty: holds no files"),
+            (RUN + '[data]\ndataset = "empty"\n[container]\nimage = "gone.sif"\n', "gone.sif: no such file"),
+            (
+                RUN.replace('"command"\nargs = ["train.py"]', '"lerobot"') + '[data]\ndataset = "full"\n',
+                "data: {here}/full: no LeRobot dataset: meta/info.json is missing",
+            ),
+            (RUN.replace("[trainer]", 'code = "gone"\n[trainer]'), "code: {here}/gone: no such directory"),
+        ],
+    )
+    def test_plan_says_what_dag_refuses_and_does_not_suggest_submitting(
+        self, segue: Segue, run_toml: Path, text: str, said: str
+    ) -> None:
+        here = run_toml.parent
+        (here / "empty").mkdir()
+        (here / "full").mkdir()
+        (here / "full" / "x").write_text("")
+        run_toml.write_text(text)
+        assert segue("dag", run_toml).code == 2
+        asked = segue("plan", run_toml)
+        assert asked.code == 0
+        line = next(line for line in asked.err.splitlines() if said.format(here=here) in line)
+        assert line.startswith("segue: warning: `segue submit` will refuse: ")
+        assert next_of(asked.err) == f"correct what `segue submit` will refuse, then segue plan {run_toml}"
+
+    def test_run_toml_under_tmp(self, segue: Segue, tmp_path: Path) -> None:
+        (tmp_path / "staging").mkdir()
+        (tmp_path / "run.toml").write_text(RUN)
+        asked = segue("plan", tmp_path)
+        assert asked.code == 0 and f"will refuse: {tmp_path / 'run'}: DAGMan refuses to keep its log under" in asked.err
+        assert next_of(asked.err).startswith("correct ")
+
+    def test_what_init_wrote_lacks_its_data(self, segue: Segue, workdir: Path) -> None:
+        assert segue("init", workdir / "loc", "--site", "local").code == 0
+        asked = segue("plan", workdir / "loc")
+        assert asked.code == 0 and "loc/data: dataset is not on this machine" in asked.err
+        assert next_of(asked.err) == f"correct what `segue submit` will refuse, then segue plan {workdir / 'loc'}"
+        assert len(json.loads(segue("plan", workdir / "loc", "--json").out)["refused"]) == 1
+
+    def test_data_that_is_somewhere_else_is_staged_from_there(self, segue: Segue, run_toml: Path) -> None:
+        run_toml.write_text(RUN.replace('"local"', '"chtc"') + '[data]\ndataset = "gone"\n')
+        asked = segue("plan", run_toml)
+        assert "gone: dataset is not on this machine" in asked.err
+        assert next_of(asked.err).startswith(f"segue stage {run_toml}   # where the data is")
