@@ -267,9 +267,10 @@ def _release(name: str, job: Job) -> str:
     """What a person has to do about a held job."""
     number = f"{job.cluster}.0"
     if job.hold_code == _MEMORY_HOLD:
+        key = "memory_mb" if name.startswith("segment_") else "helper_memory_mb"
         return (
             f"{name} used more memory than it asked for: condor_qedit {number} RequestMemory MB, then condor_release {number}; "
-            "raise resources.memory_mb for the next submission"
+            f"raise resources.{key} for the next submission"
         )
     return f"{name} is held: mend the cause, then condor_release {number}"
 

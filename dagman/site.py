@@ -115,7 +115,7 @@ class SubmitLines(_Data):
 
 
 class Resources(_Data):
-    """What a segment asks for when run.toml is silent; ``helper_``: stage and consolidate."""
+    """What a segment asks for when run.toml is silent; ``helper_``: stage, norm_stats and consolidate."""
 
     gpus: int = 0
     cpus: int = 1

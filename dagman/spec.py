@@ -215,12 +215,13 @@ class Budget(_Table):
 
 
 class ResourceRequest(_Table):
-    """What a segment asks of a machine; memory and disk in MB."""
+    """What a segment asks of a machine, and ``helper_memory_mb`` what the other nodes do; memory and disk in MB."""
 
     gpus: int | None = Field(default=None, ge=0)
     cpus: int | None = Field(default=None, ge=1)
     memory_mb: int | None = Field(default=None, ge=1)
     disk_mb: int | None = Field(default=None, ge=1)
+    helper_memory_mb: int | None = Field(default=None, ge=1)
     gpu_memory_mb: int | None = Field(default=None, ge=1)
     gpu_capability: float | None = Field(default=None, gt=0)
     requirements: Requirements | None = None

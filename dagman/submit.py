@@ -257,7 +257,7 @@ def helper(spec: Spec, site: Site, places: Places, node: str) -> Description:
         Line("when_to_transfer_output", "ON_EXIT"),
         *back,
         Line("request_cpus", str(site.resources.helper_cpus)),
-        Line("request_memory", f"{site.resources.helper_memory_mb}MB"),
+        Line("request_memory", f"{spec.resources.helper_memory_mb or site.resources.helper_memory_mb}MB"),
         Line("request_disk", f"{site.resources.helper_disk_mb}MB"),
         *_requirements(site, spec, staging=not (spec.agent.checkpoint_exit and node != "stage")),
         *_log(places, node),

@@ -164,6 +164,11 @@ def test_held_helper_is_told_as_well(tmp_path: Path, running: EventLog) -> None:
     history = seen(tmp_path, log, running)
     assert (history.nodes, history.reason) == ({"stage": "held"}, "stage is held: Transfer input files failure")
     assert history.next == "stage is held: mend the cause, then condor_release 2.0"
+    log = EventLog().submit(2, 1, "consolidate").execute(2, 3).hold(2, 9, "Job has gone over cgroup memory limit", 34)
+    assert seen(tmp_path, log, running).next == (
+        "consolidate used more memory than it asked for: condor_qedit 2.0 RequestMemory MB, then condor_release 2.0; "
+        "raise resources.helper_memory_mb for the next submission"
+    )
 
 
 def test_skipped_segments_are_told_from_those_that_wait(tmp_path: Path, log: EventLog, running: EventLog) -> None:

@@ -11,8 +11,10 @@ from click.testing import CliRunner
 from agent.errors import BadInput
 from agent.recipes import recipe
 from cli.main import segue
+from dagman.foreseen import foresee_or_say
 from dagman.prepare import ask, requests
 from dagman.presets import initial_text, load_preset, presets, warnings
+from dagman.submit import Places, helper, segment
 
 LORA, FULL = ("pi0-lora", "pi05-lora"), ("pi0-full", "pi05-full")
 
@@ -48,7 +50,18 @@ def test_full_fine_tuning_fits_on_h100_and_h200(name: str, tmp_path: Path) -> No
     ask_for = asked.spec.resources
     assert (ask_for.gpu_memory_mb, ask_for.gpu_capability, asked.plan.queue_class) == (80_000, 9.0, "long")
     assert ask_for.memory_mb is not None and ask_for.memory_mb >= 200 * 1024
+    # 13 GB of parameters in float32, held 1.4 times while consolidation restores or halves them.
+    assert ask_for.helper_memory_mb is not None and ask_for.helper_memory_mb * 2**20 > 1.5 * 1.4 * 13e9
     assert {gpu.name for gpu in asked.plan.gpus} == {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
+
+
+@pytest.mark.parametrize(("table", "asked_for"), [("", 16_384), ("[resources]\nhelper_memory_mb = 32768", 32_768)])
+def test_the_other_nodes_ask_for_the_memory_that_the_run_names(table: str, asked_for: int, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f'name = "arm"\nsteps = 9\ntrainer = {{ recipe = "openpi" }}\n{table}\n')
+    asked = ask(tmp_path / "run.toml")
+    for node in ("stage", "norm_stats", "consolidate"):
+        assert f"request_memory = {asked_for}MB\n" in helper(asked.spec, asked.site, Places(tmp_path), node).text()
+    assert "request_memory = 65536MB\n" in segment(asked.spec, asked.site, Places(tmp_path)).text()
 
 
 def test_plan_says_which_gpus_fit_and_how_many(tmp_path: Path) -> None:
@@ -71,8 +84,10 @@ def test_options_of_a_preset_are_those_of_its_recipe(name: str, tmp_path: Path) 
 
 def test_plan_warns_of_what_is_not_here_and_says_that_seeds_are_fresh(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(initial_text("arm", "chtc", "pi0-lora").replace("~/.cache", "nowhere"))
-    said = "\n".join(warnings(ask(tmp_path / "run.toml")))
-    assert "paligemma_tokenizer.model is not on this machine" in said
+    asked = ask(tmp_path / "run.toml")
+    said = "\n".join([*foresee_or_say(asked)[1], *warnings(asked)])
+    for name in ("my_dataset: dataset", "paligemma_tokenizer.model: tokenizer", "pi0_base: pi0_base"):
+        assert f"{name} is not on this machine, and no record says that it was staged" in said
     assert "fresh_seed: each attempt gets its own --seed" in said
 
 

@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from agent.config import JobConfig, dump
 from agent.errors import BadInput, SegueError
 from agent.store import Claimant, Metadata, PosixFileSystem, Store, snapshot
 from jobs import consolidate
-from jobs.consolidate_kinds import kind_of
+from jobs.consolidate_kinds import _SLICE, all_finite, halve, kind_of
 from jobs.main import main as jobs_main
 from jobs.reference.compare import contents, differences
 from tests.jobs.conftest import Programs
@@ -195,6 +197,51 @@ def test_parameters_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     openpi(tmp_path, 60, value=float("nan"))
     with pytest.raises(SegueError, match=r"kernel.* holds a value that is not finite"):
         kind_of(job_for(tmp_path, recipe="openpi")).prepare(tmp_path / "60")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("place", [0, 1, _SLICE - 1, _SLICE, 2 * _SLICE])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype: str, place: int) -> None:
+    import ml_dtypes
+
+    array = np.zeros((2 * _SLICE + 1, 1), getattr(ml_dtypes, dtype, dtype)).T
+    all_finite(Path("60"), {"kernel": array, "scalar": np.float32(1), "count": np.arange(3), "none": np.zeros((0, 2))})
+    array[0, place] = np.inf
+    with pytest.raises(SegueError, match=r"60: parameter .*kernel.* holds a value that is not finite"):
+        all_finite(Path("60"), {"kernel": array})
+
+
+def highest(work: Callable[[], object]) -> int:
+    """Bytes that numpy holds at most while this runs, beyond what it held before."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_parameters_are_in_memory_once_while_they_are_looked_at(tmp_path: Path) -> None:
+    """Full fine-tuning's have 13 GB, the largest of them nearly 5."""
+    large = {"kernel": np.ones((8, 1 << 20), np.float32)}
+    all_finite(tmp_path, large)
+    assert highest(lambda: all_finite(tmp_path, large)) < large["kernel"].nbytes // 4
+
+
+def test_the_parameters_are_halved_one_by_one() -> None:
+    import ml_dtypes
+
+    one = np.ones(1 << 20, np.float32).nbytes
+
+    def work() -> None:
+        leaves = [np.full(1 << 20, number, np.float32) for number in range(8)] + [np.arange(3)]
+        halve(leaves)
+        assert [str(leaf.dtype) for leaf in leaves] == ["bfloat16"] * 8 + ["int64"]
+        assert all(leaf[0] == leaf[-1] == ml_dtypes.bfloat16(number) for number, leaf in enumerate(leaves[:8]))
+
+    work()
+    assert highest(work) < 8.75 * one
 
 
 def safetensors(path: Path, cut: int = 0) -> None:
