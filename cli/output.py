@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+_NO_EDGE = 10_000
 
 
 def duration(seconds: float) -> str:
@@ -31,7 +34,8 @@ def size(count: float) -> str:
 
 def console() -> Console:
     """Output for people: colour on a terminal only, NO_COLOR respected, no wrapping in a pipe."""
-    return Console(highlight=False, soft_wrap=True, markup=False)
+    # A table is cut to the width even so, and off a terminal rich takes 80 columns for it.
+    return Console(highlight=False, soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else _NO_EDGE)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

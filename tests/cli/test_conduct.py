@@ -21,6 +21,7 @@ from tests.conftest import _fresh
 from tests.dagman.eventlog import EventLog
 from tests.store.trees import make_checkpoint
 
+MACHINE = "gpu4004.a-department-with-a-long-name.wisc.edu"
 SEGUE = [sys.executable, "-m", "cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -42,7 +43,7 @@ def place() -> Iterator[Path]:
             .execute(2, 2)
             .end(2, 3)
             .submit(3, 4, "segment_000")
-            .execute(3, 5)
+            .execute(3, 5, MACHINE)
             .evict(3, 60)
         )
         (made / "run" / "events.log").write_text(log.text)
@@ -77,6 +78,7 @@ def test_status_is_readable(place: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "run: running, step 20 of 100 (20%)"
     assert any(line.split()[:5] == ["segment_000", "short", "queued", "1", "1"] for line in lines)
+    assert any(line.split()[-1:] == [MACHINE] for line in lines), "a table in a pipe is not cut to a terminal's width"
     assert "  not yet submitted: 1-2" in lines
     assert any("newest commit 000000020.e000001.tar" in line and line.endswith("old") for line in lines)
     assert done.stderr == "next: segment_000 waits for a machine\n"
