@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,12 @@ def _of_trainer(asked: Asked) -> list[str]:
     return found
 
 
-def initial_text(name: str, site_name: str, preset: str | None) -> str:
-    """A commented run.toml. Without a preset: the reference recipe at `local`, a `command` elsewhere."""
-    site = load_site(site_name, Path())
+def initial_text(name: str, site_name: str, preset: str | None, directory: Path = Path()) -> str:
+    """A commented run.toml. Without a preset: the reference recipe at `local`, a `command` elsewhere.
+
+    ``site_name``: a shipped site, or the path of a site file, relative to ``directory``, where run.toml will lie.
+    """
+    site = load_site(site_name, directory)
     if preset is not None:
         return _from_preset(name, site_name, load_preset(preset))
     recipe = "reference" if site_name == "local" else "command"
@@ -97,7 +101,7 @@ def initial_text(name: str, site_name: str, preset: str | None) -> str:
         [
             f"# {name}: one training. `segue plan run.toml` says what it means, `segue submit run.toml` runs it.",
             f'name = "{name}"                      # unique among your runs in staging',
-            f'site = "{site_name}"                     # {", ".join(shipped_sites())}, or the path of a site file',
+            f"site = {_value(site_name)}                     # {', '.join(shipped_sites())}, or the path of a site file",
             "steps = 600                           # optimizer updates of the whole training",
             '# staging = "/path"                   # default: the site\'s',
             '# code = "../my-checkout"             # travels as one archive; the image stays',
@@ -138,8 +142,8 @@ def _value(value: Any) -> str:
         return "[" + ", ".join(_value(entry) for entry in value) + "]"
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_value(entry)}" for key, entry in value.items()) + " }"
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{text}"'
+    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _from_preset(name: str, site_name: str, preset: dict[str, Any]) -> str:
@@ -147,7 +151,7 @@ def _from_preset(name: str, site_name: str, preset: dict[str, Any]) -> str:
         f"# {name}: {preset.get('title', 'a training')}. `segue plan run.toml` says what it means, `segue submit run.toml` runs it.",
         *(f"# - {note}" for note in preset.get("notes", ())),
         f'name = "{name}"',
-        f'site = "{site_name}"',
+        f"site = {_value(site_name)}",
         f"steps = {preset.get('steps', 25_000)}",
         '# code = "../openpi"                  # your checkout travels as one archive; the image stays',
         "",

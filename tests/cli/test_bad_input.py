@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,29 @@ def test_init_into_a_place_that_cannot_be_made(segue: Segue, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     found = segue("init", tmp_path / "file" / "run")
     assert found.code == 1 and "cannot be written: Not a directory" in found.sentence()
+
+
+@pytest.mark.parametrize("where", ["sites", "own", 'odd "one\\\\'])
+def test_init_names_a_site_file_so_that_run_toml_finds_it(
+    segue: Segue, workdir: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (workdir / where).mkdir()
+    shutil.copy(Path(__file__).parents[2] / "dagman/sites/local.toml", workdir / where / "mine.toml")
+    monkeypatch.chdir(workdir)
+    assert segue("init", "own", "--site", f"{where}/mine.toml").code == 0
+    found = segue("plan", "own/run.toml", "--json")
+    assert found.code == 0 and json.loads(found.out)["site"] == "mine"
+
+
+def test_init_leaves_nothing_where_the_disk_refuses(run_toml: Path) -> None:
+    words = f"ulimit -f 0; exec {sys.executable} -m cli.main init new --site local"
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", "-c", words], cwd=run_toml.parent, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        assert done.returncode == 1 and "new/run.toml: cannot be written: File too large" in done.stderr, done.stderr
+    assert list((run_toml.parent / "new").iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "commits"])
