@@ -89,7 +89,7 @@ class OpenPI(Kind):
         try:
             with (
                 ocp.PyTreeCheckpointer() as checkpointer
-            ):  # its peak, 1.4 times the parameters, is that of the whole node
+            ):  # its peak, 1.4 times the parameters, is about that of the whole node
                 host = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=_array()), _tree(checkpointer, params))
                 found = checkpointer.restore(params.resolve(), args=ocp.args.PyTreeRestore(restore_args=host))
         except Exception as error:  # orbax and tensorstore raise many kinds

@@ -50,14 +50,14 @@ def test_full_fine_tuning_fits_on_h100_and_h200(name: str, tmp_path: Path) -> No
     ask_for = asked.spec.resources
     assert (ask_for.gpu_memory_mb, ask_for.gpu_capability, asked.plan.queue_class) == (80_000, 9.0, "long")
     assert ask_for.memory_mb is not None and ask_for.memory_mb >= 200 * 1024
-    # 13 GB of parameters in float32, held 1.4 times while consolidation restores or halves them.
-    assert ask_for.helper_memory_mb is not None and ask_for.helper_memory_mb * 2**20 > 1.5 * 1.4 * 13e9
+    # 13 GB of parameters in float32, held 1.5 times while consolidation restores or halves them.
+    assert ask_for.helper_memory_mb is not None and ask_for.helper_memory_mb * 2**20 > 1.5 * 1.5 * 13e9
     assert {gpu.name for gpu in asked.plan.gpus} == {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
 
 
 @pytest.mark.parametrize(("table", "asked_for"), [("", 16_384), ("[resources]\nhelper_memory_mb = 32768", 32_768)])
 def test_the_other_nodes_ask_for_the_memory_that_the_run_names(table: str, asked_for: int, tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(f'name = "arm"\nsteps = 9\ntrainer = {{ recipe = "openpi" }}\n{table}\n')
+    (tmp_path / "run.toml").write_text(f'name = "arm"\nsteps = 9\ntrainer.recipe = "command"\n{table}\n')
     asked = ask(tmp_path / "run.toml")
     for node in ("stage", "norm_stats", "consolidate"):
         assert f"request_memory = {asked_for}MB\n" in helper(asked.spec, asked.site, Places(tmp_path), node).text()
