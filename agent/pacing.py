@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from agent.config import Pace
 
@@ -17,6 +18,7 @@ _SLACK = 1.25
 _EXIT_S = 0.3
 _WINDOW = 64
 _LEAP = 4
+_SAVES = 8
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,19 @@ def stop_time(pace: Pace, usable: float) -> float:
     return usable - tail_s(pace) - pace.step_s
 
 
-def last_step(experience: Experience, resume: int, steps: int, now: float, usable: float) -> int:
-    """The last step that a trainer started now can reach, save and have published by ``usable``; ``resume`` when none fits."""
+def last_step(
+    experience: Experience, resume: int, steps: int, now: float, usable: float, interval: int | None = None
+) -> int:
+    """The last step that a trainer started now can reach, save and have published by ``usable``; ``resume`` when none fits.
+
+    ``interval``: steps between saves on the way. A measured step time includes them, an estimate does not.
+    """
     pace = experience.pace
-    slack = 1.03 if experience.measured else 1.15
     room = usable - now - pace.startup_s - tail_s(pace)
-    if pace.step_s <= 0:
+    step_s = pace.step_s * 1.03 if experience.measured else pace.step_s * 1.15 + pace.save_s / (interval or math.inf)
+    if step_s <= 0:
         return steps
-    return max(resume, min(steps, resume + math.floor(room / (pace.step_s * slack))))
+    return max(resume, min(steps, resume + math.floor(room / step_s)))
 
 
 def save_interval(experience: Experience, resume: int, last: int, limit_s: float) -> int:
@@ -124,9 +131,25 @@ def save_interval(experience: Experience, resume: int, last: int, limit_s: float
     return math.ceil(span / round(span / interval))
 
 
-class StepClock:
-    """Seconds per step as seen from progress reports, saves included; steps and times of the current start only.
+def restart_interval(experience: Experience, moving_s: float, limit_s: float, resume: int, last: int) -> int:
+    """Steps to make for one checkpoint where each costs a restart, HTCondor moving it meanwhile (``moving_s``)."""
+    pace = experience.pace
+    whole = replace(pace, save_s=pace.save_s + pace.startup_s + pace.restore_s + moving_s)
+    return save_interval(replace(experience, pace=whole), resume, last, limit_s)
 
+
+def landing_interval(interval: int, last: int) -> int:
+    """The interval, a little shorter or longer, so that a multiple of it comes just before ``last``: where the trainer ends a segment
+    with no save of its own, all steps after the last multiple are lost.
+    """
+    return max(1, last // max(1, round(last / interval)))
+
+
+class StepClock:
+    """Seconds per step as seen from progress reports; steps and times of the current start only.
+
+    The gap between reports in which a checkpoint was saved, or the job suspended, says nothing of the steps: one such gap among the last reports
+    would look like a trainer that is several times slower. What the saves took beyond their steps is ``stall_s``.
     Lines that merely name a step ("decay begins at step 5000") look like reports. The first ones of a start are taken back when the next two
     contradict them; later, one far ahead of all before counts only once others follow it.
     """
@@ -137,11 +160,19 @@ class StepClock:
         self._proven = False
         self._contrary: tuple[float, int] | None = None
         self._ahead: list[tuple[float, int]] = []
+        self._saves: deque[int] = deque(maxlen=_SAVES)
+        self._stalls: dict[int, float] = {}
+        self._paused: deque[int] = deque(maxlen=_WINDOW)
         self.first: tuple[float, int] | None = None
         self.last: tuple[float, int] | None = None
 
-    def report(self, now: float, step: int) -> bool:
-        """Note that ``step`` updates are done; False when that is nothing new, or nothing to be believed yet."""
+    def report(self, now: float, step: int, *, paused: bool = False) -> bool:
+        """Note that ``step`` updates are done; False when that is nothing new, or nothing to be believed yet.
+
+        ``paused``: the job was suspended since the report before.
+        """
+        if paused:
+            self._paused.append(step)
         if step <= (self._resume if self.last is None else self.last[1]):
             return self._contradicted(now, step)
         self._contrary = None
@@ -158,7 +189,27 @@ class StepClock:
         self.first = self.first or reports[0]
         self.last = reports[-1]
         self._seen.extend(reports)
+        for save in self._saves:
+            self._book(save, list(self._seen)[-2:])
         return True
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of ``step`` is finished."""
+        self._saves.append(step)
+        self._stalls = {save: self._stalls.get(save, 0.0) for save in self._saves}
+        self._book(step, list(self._seen))
+
+    def _book(self, save: int, reports: list[tuple[float, int]]) -> None:
+        """Note what the save took in these gaps. It comes before or after the report of its step."""
+        for before, after in pairwise(reports):
+            if _holds(save, before, after) and after[1] not in self._paused:
+                expected = (self.step_s() or 0.0) * (after[1] - before[1])
+                self._stalls[save] += max(0.0, after[0] - before[0] - expected)
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds for which steps stand still for a save, on average over the last ones; 0 before the first."""
+        return sum(self._stalls.values()) / len(self._stalls) if self._stalls else 0.0
 
     def _leaps(self, now: float, step: int) -> bool:
         """Whether it is far more than the steps between earlier reports, and than those that the time since can have brought."""
@@ -185,13 +236,30 @@ class StepClock:
         """Seconds per step over the recent reports; None before two of them."""
         if len(self._seen) < 2:
             return None
-        (begin, low), (end, high) = self._seen[0], self._seen[-1]
-        return max(1e-6, (end - begin) / (high - low))
+        begin = self._seen[0][1]
+        saves = [save for save in self._saves if save >= begin]
+        if not saves and not any(step > begin for step in self._paused):
+            return _rate([(self._seen[0], self._seen[-1])])
+        gaps = [gap for gap in pairwise(self._seen) if gap[1][1] not in self._paused]
+        return _rate([gap for gap in gaps if not any(_holds(save, *gap) for save in saves)] or gaps)
 
     @property
     def settled(self) -> bool:
         """Whether enough was seen to believe the rate."""
         return _settled(self._seen)
+
+
+def _holds(save: int, before: tuple[float, int], after: tuple[float, int]) -> bool:
+    """Whether that step lies between two reports, both included."""
+    return before[1] <= save <= after[1]
+
+
+def _rate(gaps: Sequence[tuple[tuple[float, int], tuple[float, int]]]) -> float | None:
+    """Seconds per step over all of these gaps; None for none."""
+    if not gaps:
+        return None
+    seconds = sum(after[0] - before[0] for before, after in gaps)
+    return max(1e-6, seconds / sum(after[1] - before[1] for before, after in gaps))
 
 
 def _settled(reports: Sequence[tuple[float, int]]) -> bool:

@@ -18,7 +18,7 @@ from agent.doubts import doubt, due, looked
 from agent.errand import Errand, Outcome, Work, running
 from agent.loop import Timer, steady
 from agent.opening import OpeningErrand, first_start
-from agent.pacing import cautious, from_carried, hopeful, last_step, save_interval
+from agent.pacing import cautious, from_carried, hopeful, landing_interval, last_step, restart_interval, save_interval
 from agent.processes import kill_below
 from agent.publishing import Publisher
 from agent.recipes.base import Recipe, Start
@@ -212,25 +212,23 @@ class Segment:
         attempt = self.attempt
         resume = self.resume[0]
         first = attempt.handover.starts == 0
-        reach = last_step(attempt.experience, resume, self.job.steps, steady(), attempt.deadline.usable)
+        reach = self._reach()
         if reach <= resume and not first:
             self._finish_publishing()
             return self._settled() or self._time_used("no further step fits before the limit")
         if reach <= resume and attempt.experience.measured:
             attempt.experience = hopeful(attempt.experience, self.job.pace)
-            reach = last_step(attempt.experience, resume, self.job.steps, steady(), attempt.deadline.usable)
+            reach = self._reach()
         if reach <= resume and attempt.experience.measured:
             from agent import verdict
 
             return verdict.no_room_for_a_step(attempt)
-        reach = max(reach, resume + 1)
-        interval = self.job.save_interval
-        if interval is None and self.recipe.sets_save_interval:
-            interval = save_interval(attempt.experience, resume, reach, attempt.limit_s)
+        reach = max(resume + 1, self._reach(self._interval(max(resume + 1, reach))))
+        interval = self._interval(reach)
         if self.job.checkpoint_exit:
-            reach = min(reach, resume + self._steps_per_restart(resume, reach))
-        untold = self.recipe.stops_on_request or not self.recipe.sets_last_step
-        adaptive = untold and not self.job.checkpoint_exit
+            steps = restart_interval(attempt.experience, self.moving_s, attempt.limit_s, resume, reach)
+            reach = min(reach, resume + (self.job.save_interval or steps))
+        adaptive = (self.recipe.stops_on_request or not self.recipe.sets_last_step) and not self.job.checkpoint_exit
         start = self._start(self.job.steps if adaptive else reach, interval)
         attempt.handover.starts += 1
         attempt.goodput.enter("startup_s")
@@ -254,6 +252,18 @@ class Segment:
         tick.cancel()
         return self._after(training, hang)
 
+    def _reach(self, interval: int | None = None) -> int:
+        """The last step that the next start may hope for; the step it resumes from when none fits."""
+        usable = self.attempt.deadline.usable
+        return last_step(self.attempt.experience, self.resume[0], self.job.steps, steady(), usable, interval)
+
+    def _interval(self, reach: int) -> int | None:
+        """Steps between saves on the way to ``reach``; None where the trainer cannot be told."""
+        if self.job.save_interval is not None or not self.recipe.sets_save_interval:
+            return self.job.save_interval
+        interval = save_interval(self.attempt.experience, self.resume[0], reach, self.attempt.limit_s)
+        return interval if self.recipe.sets_last_step else landing_interval(interval, reach)
+
     def _tick(self, training: Training, hang: Hang, timer: Timer) -> None:
         """Everything that is looked at while the trainer runs: once a second, more often where seconds count."""
         if training.over:
@@ -269,6 +279,7 @@ class Segment:
         looked(attempt, "checkpoints", self.publisher.look)
         if self.publisher.finished_step != before:
             hang.sign(training)
+            training.clock.saved(self.publisher.finished_step)
         if not looked(attempt, "time", lambda: self.stopping.look(training)) and due(attempt):
             training.terminate(self.job.kill_grace_s)  # nobody else would
         looked(attempt, "what is odd", lambda: doubt(attempt, self.recipe, self.publisher, training))
@@ -284,9 +295,9 @@ class Segment:
             attempt.learn(startup_s=max(0.0, (training.first_step_at or steady()) - training.began))
         seconds = training.clock.step_s()
         if seconds is not None and training.clock.settled:
-            attempt.learn(step_s=seconds)
-            if not attempt.experience.measured:
-                attempt.experience = replace(attempt.experience, measured=True)
+            spacing = training.start.save_interval or self.publisher.spacing
+            attempt.learn(step_s=seconds + (training.clock.stall_s / spacing if spacing else 0.0))
+            attempt.experience = replace(attempt.experience, measured=True)
 
     def _after(self, training: Training, hang: Hang) -> End | None:
         """Decide: start again at once after a crash (None), or publish what is complete and end."""
@@ -416,14 +427,6 @@ class Segment:
         if gain > max(2 * attempt.experience.pace.startup_s, 0.1 * attempt.limit_s):
             return self._resume_locally()
         return self._time_used("its time is used")
-
-    def _steps_per_restart(self, resume: int, reach: int) -> int:
-        """Without a mounted staging each checkpoint costs a restart: how many steps to make for one."""
-        if self.job.save_interval is not None:
-            return self.job.save_interval
-        pace = self.attempt.experience.pace
-        whole = replace(pace, save_s=pace.save_s + pace.startup_s + pace.restore_s + self.moving_s)
-        return save_interval(replace(self.attempt.experience, pace=whole), resume, reach, self.attempt.limit_s)
 
     def _time_used(self, reason: str) -> End:
         from agent import verdict

@@ -30,10 +30,15 @@ class Stopping:
         self._publisher = publisher
         self._tick_s = tick_s
         self._complete_at: float | None = None
+        self._save_began: tuple[int, int, float] | None = None
+        self._awaited: int | None = None
         self.out_of_time = ""
 
     def look(self, training: Training) -> None:
         """Stop the trainer if it is time to."""
+        upcoming = self._next_saved(training)
+        if upcoming is not None and training.step >= upcoming:
+            self._save_under_way(training, upcoming)  # the time counts from here on
         self._mind_leaving(training)
         if not training.stopped_by_agent:
             self._mind_completion(training)
@@ -77,19 +82,48 @@ class Stopping:
 
     def _next_save(self, training: Training, now: float) -> float | None:
         """When the next checkpoint will be finished, in Unix seconds; None while that is unknown, or while one waits to be published."""
-        interval, publisher = training.start.save_interval, self._publisher
+        publisher, pace = self._publisher, self._attempt.experience.pace
         if not training.clock.settled or publisher.unpublished or publisher.finished_step <= training.start.resume_step:
             return None
-        if interval is not None and self._recipe.sets_save_interval:
-            upcoming = (training.step // interval + 1) * interval
-        elif publisher.spacing is not None:
-            upcoming = max(publisher.finished_step + publisher.spacing, training.step)
-        else:
+        upcoming = self._next_saved(training)
+        if upcoming is None:
             return None
-        if self._recipe.sets_last_step:
-            upcoming = min(training.start.last_step, upcoming)
+        if training.step >= upcoming:
+            began = self._save_under_way(training, upcoming)
+        else:
+            step_s = training.clock.step_s() or pace.step_s
+            began = (training.last_step_at or now) + (upcoming - training.step) * step_s
+        return max(now, began + pace.save_s)
+
+    def _next_saved(self, training: Training) -> int | None:
+        """The step of the next checkpoint that is not finished yet, which the trainer may be saving by now; None when nothing tells it."""
+        publisher = self._publisher
+        upcoming = self._recipe.next_save(training.start, publisher.finished_step)
+        if upcoming is None and publisher.spacing is not None:
+            upcoming = publisher.finished_step + publisher.spacing
+        if upcoming is None or not self._recipe.sets_last_step:
+            return upcoming
+        return min(training.start.last_step, upcoming)
+
+    def _save_under_way(self, training: Training, upcoming: int) -> float:
+        """When the trainer, which has done that step, began to save it."""
+        what = (training.start.start_number, upcoming)
+        if self._save_began is None or self._save_began[:2] != what:
+            self._save_began = (*what, training.last_step_at or steady())
+        return self._save_began[2]
+
+    def _worth_waiting_for(self, training: Training, left: float) -> bool:
+        """Whether a save is under way that will be over, and published, in the ``left`` seconds before the job must be gone."""
+        if self._awaited is None:  # the save of this moment, none that begins later
+            upcoming = self._next_saved(training)
+            self._awaited = upcoming if upcoming is not None and training.step >= upcoming else 0
+        if self._publisher.finished_step >= self._awaited:
+            return False
         pace = self._attempt.experience.pace
-        return now + (upcoming - training.step) * pace.step_s + pace.save_s
+        taken = steady() - self._save_under_way(training, self._awaited)
+        if taken > 2 * pace.save_s + _LEAVE_RESERVE_S:
+            return False  # nobody knows how long it will take, or whether there is one
+        return max(0.0, pace.save_s - taken) + publish_need_s(pace) + _LEAVE_RESERVE_S < left
 
     def _mind_leaving(self, training: Training) -> None:
         """After SIGTERM: a checkpoint of this very step when trainer and grace allow it, otherwise the end at once."""
@@ -104,6 +138,8 @@ class Stopping:
             if training.stop_asked is None and can_save and needed < left:
                 attempt.say(f"saving at the next step: {left:.0f} s are left, about {needed:.1f} s are needed")
                 training.ask_to_stop(training.step + 1)
+            elif training.stop_asked is None and self._worth_waiting_for(training, left):
+                return
             elif (
                 training.stop_asked is None
                 or self._deaf(training, needed)

@@ -87,6 +87,13 @@ class Recipe(ABC):
     def finished(self, start: Start) -> list[Finished]:
         """Every finished checkpoint under the root, oldest step first; told by the trainer's own commit marker."""
 
+    def next_save(self, start: Start, after: int) -> int | None:
+        """The first step after ``after`` that the trainer saves at, by the interval that it was told; None when it was told none."""
+        interval = start.save_interval
+        if interval is None or not self.sets_save_interval:
+            return None
+        return (after // interval + 1) * interval
+
     def environment(self, start: Start) -> dict[str, str]:
         """Variables to add to the trainer's environment."""
         return {}
@@ -100,6 +107,10 @@ class Recipe(ABC):
 
     def progress(self, line: str) -> Progress | None:
         """The step that a line of the trainer's stdout or stderr reports, if it does."""
+        return None
+
+    def reports_every(self, start: Start) -> int | None:
+        """Steps between two lines that report one; None where it is not known that any line does."""
         return None
 
     def carried(self, start: Start) -> Sequence[str]:

@@ -136,6 +136,7 @@ class Command(Recipe):
 
     def __init__(self) -> None:
         self._line = re.compile(_LOSS_LINE)
+        self._offset = 0
 
     def configure(self, job: JobConfig) -> None:
         """What this program can be told is in its options."""
@@ -148,6 +149,7 @@ class Command(Recipe):
         for word in (job.python, *job.args, *found.first, *found.resume):
             self.fill(word, dict.fromkeys(FIELDS, ""))
         self._line = found.progress
+        self._offset = found.offset
         self.sets_last_step = found.sets_last_step
         self.sets_save_interval = found.sets_save_interval
         self.stops_on_request = found.stops_on_request
@@ -202,6 +204,11 @@ class Command(Recipe):
             return {}
         here = str(self.working_directory(start))
         return {"PYTHONPATH": f"{here}{os.pathsep}{before}" if before else here}
+
+    def next_save(self, start: Start, after: int) -> int | None:
+        """Names are taken for multiples of the interval."""
+        number = super().next_save(start, max(0, after - self._offset))
+        return number + self._offset if number is not None else None
 
     def prepare(self, start: Start) -> None:
         """Remove what `clean` names (leftovers of a killed start)."""

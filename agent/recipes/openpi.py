@@ -245,6 +245,10 @@ class OpenPIBase(Recipe):
         least = math.ceil(done - half)
         return least if abs(total - self._total) <= unsure and least > 0 else None
 
+    def reports_every(self, start: Start) -> int | None:
+        """The bar counts each step, rounded to hundreds at worst."""
+        return 100
+
     def carried(self, start: Start) -> Sequence[str]:
         return (environment.JAX_CACHE,) if self._caches_programs(start) else ()
 
@@ -270,6 +274,11 @@ class OpenPI(OpenPIBase):
 
     def step_of(self, label: int) -> int:
         return label + 1
+
+    def next_save(self, start: Start, after: int) -> int | None:
+        """Labels are multiples of the interval, and label k has k + 1 updates."""
+        label = super().next_save(start, max(0, after - 1))
+        return label + 1 if label is not None else None
 
     def told_steps(self, start: Start) -> int:
         """At least two: a run that has saved label 0 alone is started afresh by the trainer, so that one would be lost."""

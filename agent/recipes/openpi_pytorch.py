@@ -7,6 +7,7 @@ save after step L it is told L+1. It refuses --resume without a checkpoint, and 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from agent.recipes.base import Finished, Progress, Start
 from agent.recipes.directories import numbered, thin_out
@@ -37,6 +38,9 @@ class OpenPIPyTorch(OpenPIBase):
         while interval > 1 and (start.last_step + 1) % interval == 0:
             interval -= 1
         return interval
+
+    def next_save(self, start: Start, after: int) -> int | None:
+        return super().next_save(replace(start, save_interval=self.interval(start)), after)
 
     def command(self, start: Start) -> list[str]:
         words = [self.python(start)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agent.config import Pace
 from agent.processes import descendants
 from tests.agent.support import VERSIONS, Run, alive, interpreter, state_after, wait_for
 
@@ -346,6 +347,37 @@ def test_a_trainer_with_an_interval_of_its_own_is_ended_after_the_last_checkpoin
     assert handover["state"] == "time-used" and handover["step"] == 120
     assert handover["reason"].partition("; ")[2].startswith("the next checkpoint would not be published"), attempt.log()
     assert attempt.step() - handover["step"] < 30
+
+
+def test_a_save_that_is_under_way_is_waited_for_at_the_end_of_the_time(tmp_path: Path) -> None:
+    # Saves take 3 s and end after 4.2, 8.4 and 12.6 s and more: the second fits, though the agent thinks that saving is quick.
+    run = Run(
+        tmp_path,
+        steps=100_000,
+        recipe="by-itself",
+        limit_s=11.2,
+        save_interval=60,
+        args=("step_s=0.02", "every=60", "save_s=3", "deaf=1"),
+    )
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert (handover["state"], handover["step"]) == ("time-used", 120), attempt.log()
+
+
+def test_a_save_that_is_under_way_at_a_notice_is_waited_for_when_the_grace_allows(tmp_path: Path) -> None:
+    pace = Pace(step_s=0.01, save_s=3.0, publish_s=0.1, restore_s=0.1, startup_s=0.2)
+    run = Run(
+        tmp_path, steps=100_000, recipe="by-last-step", save_interval=30, pace=pace, args=("step_s=0.01", "save_s=2")
+    )
+    ad = tmp_path / "machine.ad"
+    for grace_s, step in ((20, 30), (1, 30)):  # the second leaves with nothing new: its save cannot be waited for
+        ad.write_text(f"MachineMaxVacateTime = {grace_s}\n")
+        with run.attempt(environment={"_CONDOR_MACHINE_AD": str(ad)}) as attempt:
+            attempt.reached(step if grace_s == 20 else 60)
+            attempt.process.terminate()
+            assert attempt.end() == 75, attempt.log()
+        assert attempt.handover()["step"] == step, attempt.log()
 
 
 def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from agent.pacing import (
     cautious,
     from_carried,
     hopeful,
+    landing_interval,
     last_step,
     save_interval,
     stop_time,
@@ -123,6 +124,61 @@ def test_an_estimate_is_trusted_less_than_a_measurement() -> None:
     assert last_step(Experience(PACE), 0, 10_000, NOW, NOW + 600) < last_step(
         Experience(PACE, True), 0, 10_000, NOW, NOW + 600
     )
+
+
+def test_an_estimate_knows_nothing_of_the_saves_on_the_way() -> None:
+    room = 600 - PACE.startup_s - tail_s(PACE)
+    reached = last_step(Experience(PACE), 0, 10_000, NOW, NOW + 600, interval=10)
+    assert reached * (1.15 * PACE.step_s + PACE.save_s / 10) == pytest.approx(room, abs=2)
+    assert last_step(Experience(PACE, True), 0, 10_000, NOW, NOW + 600, 10) == last_step(
+        Experience(PACE, True), 0, 10_000, NOW, NOW + 600
+    ), "a measurement does"
+
+
+def test_where_the_trainer_ends_without_a_save_the_interval_lands_just_before_the_end() -> None:
+    for interval, last in ((700, 2900), (298, 893), (50, 49), (1, 7), (300, 1300)):
+        landed = landing_interval(interval, last)
+        assert last - landed < last // landed * landed <= last
+        assert landed <= 2 * interval and last % landed < max(1, last // landed)
+
+
+def test_a_save_makes_the_steps_beside_it_no_slower() -> None:
+    # Given a trainer that says each step, 0.1 s apart, and stands still for 30 s after step 50
+    clock = StepClock()
+    for step in range(1, 51):
+        clock.report(NOW + 0.1 * step, step)
+    clock.saved(50)
+    for step in range(51, 90):
+        clock.report(NOW + 30 + 0.1 * step, step)
+    assert clock.step_s() == pytest.approx(0.1)
+    assert clock.stall_s == pytest.approx(30)
+    # and the next one, whose checkpoint is found when steps go on already
+    for step in range(90, 101):
+        clock.report(NOW + 30 + 0.1 * step, step)
+    for step in range(101, 110):
+        clock.report(NOW + 40 + 0.1 * step, step)
+    clock.saved(100)
+    assert clock.step_s() == pytest.approx(0.1)
+    assert clock.stall_s == pytest.approx(20)
+
+
+def test_where_every_report_is_beside_a_save_the_saves_are_part_of_the_pace() -> None:
+    clock = StepClock()
+    for number in range(1, 10):
+        clock.report(NOW + 20 * number, 100 * number)
+        clock.saved(100 * number)
+    assert clock.step_s() == pytest.approx(0.2)
+    assert clock.stall_s == pytest.approx(0)
+
+
+def test_a_suspended_job_has_no_slow_steps() -> None:
+    clock = StepClock()
+    for step in range(1, 11):
+        clock.report(NOW + step, step)
+    for step in range(11, 20):
+        clock.report(NOW + 3600 + step, step, paused=step == 11)
+    assert clock.step_s() == pytest.approx(1.0)
+    assert clock.stall_s == 0
 
 
 def test_the_stop_is_asked_one_step_before_the_tail() -> None:
