@@ -14,15 +14,17 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run_toml: Path, as_json: bool) -> None:
     """Say how many segments RUN_TOML (or a directory with one) needs, in which class, on which GPUs."""
-    from cli.output import console, duration, table
-    from dagman.foreseen import foresee_or_say
+    from cli.output import console, duration, size, table
+    from dagman.foreseen import foresee_or_say, needed
     from dagman.prepare import ask
     from dagman.presets import warnings
+    from dagman.room import told, too_much
 
     asked = ask(run_toml)
     plan, spec, site = asked.plan, asked.spec, asked.site
     found, said = foresee_or_say(asked)
-    notes = [*warnings(asked), *said]
+    room = None if plan.moving else needed(asked)
+    notes = [*warnings(asked), *said, *(too_much(asked, room) if room else ())]
     if as_json:
         click.echo(
             json.dumps(
@@ -48,6 +50,7 @@ def command(run_toml: Path, as_json: bool) -> None:
                     ],
                     "staging": None if plan.moving else str(asked.staging),
                     "checkpoint_exit": vars(plan.moving) if plan.moving else None,
+                    "room": room and {**vars(room), "bytes": room.bytes},
                     "refused": [one.text for one in found.refused],
                     "warnings": notes,
                 }
@@ -73,9 +76,16 @@ def command(run_toml: Path, as_json: bool) -> None:
     )
     if found.reached is not None and found.reached < spec.steps:
         out.print(f"  goes on from step {found.reached}: {spec.steps - found.reached} of {spec.steps} steps are left")
-    if plan.moving is None:
+    if room is not None:
         out.print(f"  checkpoints in {asked.staging / 'segue' / spec.name}")
-    else:
+        total = (
+            "their size is not known yet (budget.checkpoint_gb)"
+            if room.bytes is None
+            else f"{size(room.bytes)} together"
+        )
+        limit = f"; {room.limit}: {size(room.limit_bytes)}" if room.limit_bytes is not None else ""
+        out.print(f"  at most {told(room)} in staging at once, {total}{limit}")
+    elif plan.moving is not None:
         moving = plan.moving
         out.print(
             f"  no staging is mounted: a checkpoint every {moving.steps} steps, for which the job restarts (about {duration(moving.restart_s)} each, "

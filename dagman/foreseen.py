@@ -30,6 +30,7 @@ from dagman.prepare import (
     wandb_key,
 )
 from dagman.refusals import Refusal, refusals
+from dagman.room import Need, need
 from dagman.runs import RunPlace, own_run_file
 from dagman.spec import workflow_directory
 from dagman.workflow import Workflow, fingerprint
@@ -103,6 +104,12 @@ def _store(asked: Asked) -> Path:
 def _reached(store: Path) -> int | None:
     commit = newest_commit(store)
     return None if commit is None else commit.step
+
+
+def needed(asked: Asked) -> Need:
+    """What the run will occupy in staging, by its newest commit where that can be seen."""
+    commit = newest_commit(_store(asked))
+    return need(asked, None if commit is None else commit.bytes)
 
 
 def _fingerprint_now(asked: Asked) -> tuple[dict[str, str], set[str]]:

@@ -123,6 +123,7 @@ def initial_text(name: str, site_name: str, preset: str | None, directory: Path 
             "[retention]",
             "keep = 2                              # newest checkpoints kept in staging; every = N keeps one for each N steps too",
             "",
+            "# [budget]                            # gb, items: your quota in staging; checkpoint_gb: of one checkpoint, so that plan can tell",
             "# [resources]                         # gpus, cpus, memory_mb, disk_mb, gpu_memory_mb, gpu_capability",
             '# [container]                         # image = "docker://…"',
             '# [wandb]                             # project = "…", entity, group, tags, name, mode',

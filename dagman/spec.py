@@ -208,10 +208,11 @@ class Retention(_Table):
 
 
 class Budget(_Table):
-    """What the run may occupy in staging."""
+    """What the run may occupy in staging. ``checkpoint_gb``: what one checkpoint takes, so that the plan can say whether it fits."""
 
     gb: float | None = Field(default=None, gt=0, le=MOST_GB)
     items: int | None = Field(default=None, ge=12)
+    checkpoint_gb: float | None = Field(default=None, gt=0, le=MOST_GB)
 
 
 class ResourceRequest(_Table):
