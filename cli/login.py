@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from agent.errors import BadInput
+from agent.errors import BadInput, SegueError
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,256}")
 
@@ -30,7 +30,7 @@ def command() -> None:
     try:
         path = write_key(key)
     except OSError as error:
-        raise BadInput(
+        raise SegueError(
             f"{error.filename}: cannot be written ({error.strerror}): check the directory's owner and mode"
         ) from error
     click.echo(

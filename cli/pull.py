@@ -43,6 +43,7 @@ def command(run: Path, to: Path, step: str, mounted: bool, as_json: bool) -> Non
     from cli.ending import clearing_up
     from cli.meter import meter
     from cli.output import size
+    from dagman.served import SERVED
     from dagman.shipping.pull import pull
     from dagman.shipping.where import destination
     from jobs.archives import unpack
@@ -80,5 +81,5 @@ def command(run: Path, to: Path, step: str, mounted: bool, as_json: bool) -> Non
     }[found.action]
     click.echo(f"{found.target}")
     click.echo(f"step {found.step} of {where.spec.steps}, {size(found.bytes)} ({found.archive}): {how}", err=True)
-    if where.spec.trainer.recipe != "command":
+    if where.spec.trainer.recipe in SERVED:
         click.echo(f"next: segue serve {shlex.quote(str(run))} --dir {shlex.quote(str(found.target))}", err=True)

@@ -85,7 +85,8 @@ def find_run(text: str) -> RunPlace:
         if not (given / JOB_JSON).is_file():
             run = shlex.quote(text)
             raise BadInput(
-                f"{text}: not generated yet ({given} has no job.json): run `segue dag {run}` or `segue submit {run}`"
+                f"{text}: not generated yet ({given} has no job.json): run `segue dag {run}` or `segue submit {run}`, or give the directory "
+                "that --to named"
             )
     if not given.exists():
         raise BadInput(f"{text}: no such file or directory; give a run.toml or the directory that `segue dag` wrote")

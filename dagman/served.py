@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import BadInput
+from dagman.paths import absolute, beside
 from dagman.runs import run_file
 
 SERVED = ("openpi", "openpi-pytorch", "reference")
@@ -48,7 +49,7 @@ def asked(run: str) -> Asked:
         from dagman.spec import load_spec
 
         spec = load_spec(given)
-        code = None if spec.code is None else (given.parent / Path(spec.code).expanduser()).absolute()
+        code = None if spec.code is None else beside(given.parent, spec.code)
         found = Asked(spec.name, spec.trainer.recipe, spec.trainer.options, code)
     else:
         from dagman.runs import find_run
@@ -77,7 +78,7 @@ def pulled(run: Asked, said: str, given: Path | None, places: Sequence[Path]) ->
     else:
         below = Path("checkpoints", run.run)
     if given is not None:
-        path = given.expanduser().absolute()
+        path = absolute(given)
         if not path.exists():
             raise BadInput(f"--dir {given}: no such file or directory; it is the directory of one pulled step")
         if path.is_file() and run.recipe == "reference":
@@ -130,13 +131,13 @@ def _checkouts(run: Asked, given: Path | None, environment: Mapping[str, str]) -
 def places(run: Asked, openpi: Path | None, environment: Mapping[str, str], here: Path) -> list[Path]:
     """Where `segue pull` may have left the policy: here, or in the checkout that serves it (``--to``)."""
     own = [] if run.recipe == "reference" else _checkouts(run, openpi, environment)[:1]
-    return list(dict.fromkeys([here, *(path.expanduser().absolute() for _, path in own)]))
+    return list(dict.fromkeys([here, *(absolute(path) for _, path in own)]))
 
 
 def checkout(run: Asked, given: Path | None, environment: Mapping[str, str]) -> Path:
     """The OpenPI checkout: --openpi, else OPENPI_DIR, else run.toml's `code`. Raises BadInput when none has the server's script."""
     for name, path in _checkouts(run, given, environment):
-        found = path.expanduser().absolute()
+        found = absolute(path)
         if not (found / _SCRIPT).is_file():
             raise BadInput(f"{name} {path}: is no checkout of OpenPI (it has no {_SCRIPT})")
         return found
@@ -148,7 +149,7 @@ def checkout(run: Asked, given: Path | None, environment: Mapping[str, str]) -> 
 def python_of(place: Path, given: Path | None) -> list[str]:
     """The words that start the checkout's Python: --python, its `.venv`, else `uv run`. Raises BadInput when there is none."""
     if given is not None:
-        found = shutil.which(str(given.expanduser()))
+        found = shutil.which(os.path.expanduser(given))  # noqa: PTH111  (a name without a directory is looked for on PATH)
         if found is None:
             raise BadInput(f"--python {given}: is not a program that can be run")
         return [os.path.abspath(found)]  # noqa: PTH100  (not resolved: a virtual environment is known by its link)

@@ -42,6 +42,15 @@ def test_login_refuses_what_is_no_key_without_repeating_it(home: Path) -> None:
     assert not (home / "config").exists()
 
 
+def test_login_that_cannot_write_is_a_failure_and_no_bad_input(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (home / "config").write_text("a file where the directory would be")
+    monkeypatch.setattr("sys.stdin", io.StringIO(KEY + "\n"))
+    assert main(["login"]) == 1
+    assert "cannot be written" in capfd.readouterr().err
+
+
 def offline_archive(path: Path, *names: str) -> None:
     with tarfile.open(path, "w") as tar:
         for name in names:
