@@ -1,7 +1,8 @@
 """`jobs.pyz norm-stats --config job.json`: OpenPI's normalisation statistics, computed once instead of at the start of every job.
 
 Runs the checkout's own `scripts/compute_norm_stats.py` on the staged dataset, without a GPU, and keeps the result with the run in staging
-(agent/norm_stats.py), whole or not at all. Where it is already there, or came with the checkout, nothing is computed.
+(agent/norm_stats.py), whole or not at all. Where it is already there and was made from the same data, code and config, or came with the
+checkout, nothing is computed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from agent import exit_codes
 from agent.config import JobConfig, load
 from agent.errors import BadInput, SegueError
 from agent.inputs import fetch
-from agent.norm_stats import ASSETS, DIRECTORY, FILE
+from agent.norm_stats import ASSETS, DIRECTORY, FILE, MADE_FROM, fits, made_from
 from agent.recipes import recipe
 from agent.recipes.base import Start
 from agent.recipes.openpi import OpenPIBase
@@ -74,27 +75,39 @@ def compute(job: JobConfig, start: Start, made: OpenPIBase, work: Path) -> list[
 
 
 def keep(job: JobConfig, assets: Path) -> Path:
-    """Put the statistics into the run's directory: a temporary directory beside, then a rename. SegueError when the disk refuses."""
+    """Put the statistics into the run's directory: a temporary directory beside, then a rename. SegueError when the disk refuses.
+
+    Those of another dataset, code or config make way. Who dies between the two renames leaves none, and the node's next try computes them.
+    """
     target = job.store_root / DIRECTORY
     temporary = target.with_name(f".{DIRECTORY}.{os.getpid()}.tmp")
+    before = target.with_name(f".{DIRECTORY}.{os.getpid()}.old")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         for path in find(assets):
             place = temporary / path.relative_to(assets)
             place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("wb") as file:
-                file.write(path.read_bytes())
-                file.flush()
-                os.fsync(file.fileno())
+            _write(place, path.read_bytes())
+        _write(temporary / MADE_FROM, json.dumps(made_from(job), indent=1).encode())
+        if target.is_dir() and not fits(job, target):
+            target.rename(before)
         temporary.rename(target)
     except OSError as error:
-        if find(target):
+        if fits(job, target):
             return target  # another attempt of this node was faster
         raise SegueError(f"{target}: cannot be written: {error.strerror or error}; nothing was left there") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (temporary, before):
+            shutil.rmtree(left, ignore_errors=True)
     return target
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def norm_stats(job: JobConfig, scratch: Path) -> dict[str, object]:
@@ -108,9 +121,12 @@ def norm_stats(job: JobConfig, scratch: Path) -> dict[str, object]:
             "into your checkout's assets/"
         )
     made.configure(job)
-    there = find(job.store_root / DIRECTORY)
-    if there:
+    store = job.store_root / DIRECTORY
+    there = find(store)
+    if there and fits(job, store):
         return {"norm_stats": [str(path) for path in there], "was_there": True}
+    if there:
+        print(f"norm-stats: {store}: made from another dataset, code or config: computed anew", file=sys.stderr)
     fetch(job, scratch)
     start = Start(job, scratch, 0, None, job.steps, None, 0.0, 0)
     shipped = find(made.working_directory(start) / ASSETS / made.config(job)) or find(

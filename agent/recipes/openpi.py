@@ -182,8 +182,8 @@ class OpenPIBase(Recipe):
         config = self.assets(start) / self.config(start.job)
         if start.job.options.get("norm_stats") and next(config.rglob("norm_stats.json"), None) is None:
             raise BadInput(
-                f"{config}: no norm_stats.json below it, and options.norm_stats is set: node norm_stats should have computed them; "
-                "look at logs/norm_stats.err in the workflow directory"
+                f"{config}: no norm_stats.json below it, and options.norm_stats is set: node norm_stats should have computed them "
+                "(those of another dataset, code or config are not taken): look at logs/norm_stats.err in the workflow directory, `segue submit` runs it again"
             )
 
     def _place_tokenizer(self, start: Start) -> None:

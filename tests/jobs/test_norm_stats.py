@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,12 @@ class Node:
     def run(self) -> dict[str, object]:
         return norm_stats(self.job, self.scratch())
 
+    def other(self, name: str) -> InputArchive:
+        """An input of this name with other content, in staging."""
+        source = self.directory / ("checkout" if name == "code" else name)
+        (source / "changed").touch()
+        return archived(self.directory / "staging", source, name, "")
+
     @property
     def kept(self) -> Path:
         return self.job.store_root / "norm_stats/lab/local/arm/norm_stats.json"
@@ -90,6 +98,52 @@ def test_statistics_are_computed_once_and_brought_to_each_attempt(tmp_path: Path
     assert bring(node.job, attempt) == ["assets/lab/local/arm/norm_stats.json"]
     assert (attempt / "assets/lab/local/arm/norm_stats.json").read_bytes() == node.kept.read_bytes()
     assert bring(node.job, attempt) == []
+
+
+CHANGES: list[Callable[[Node], JobConfig]] = [
+    lambda node: replace(node.job, inputs=(replace(node.other("dataset"), target=node.job.inputs[0].target),)),
+    lambda node: replace(node.job, code=replace(node.other("code"), target="code")),
+    lambda node: replace(node.job, options={**node.job.options, "norm_stats_frames": 7}),
+    lambda node: replace(node.job, options={**node.job.options, "asset_id": "trossen"}),
+    lambda node: replace(node.job, fingerprint={**node.job.fingerprint, "image": "docker://lab/other:2"}, code=None),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["dataset", "code", "frames", "asset_id", "image"])
+def test_statistics_of_another_dataset_code_or_config_are_computed_anew(
+    tmp_path: Path, change: Callable[[Node], JobConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--accept-change dataset` must not train with the numbers of the dataset before."""
+    node = Node(tmp_path)
+    if change is CHANGES[-1]:
+        node.job = replace(node.job, code=None, options={**node.job.options, "app": str(tmp_path / "checkout")})
+    node.run()
+    node.kept.write_text(node.kept.read_text().replace("0.5", "0.25"))
+    node.job = change(node)
+    # no attempt takes those that are there, and the node puts others in their place
+    assert bring(node.job, node.scratch()) == []
+    assert (node.run()["was_there"], node.run()["was_there"]) == (False, True)
+    assert json.loads(node.kept.read_text())["norm_stats"]["state"]["mean"] == [0.5]
+    assert "made from another dataset, code or config: computed anew" in capsys.readouterr().err
+    assert "assets/lab/local/arm/norm_stats.json" in bring(node.job, node.scratch())
+    assert [path.name for path in node.job.store_root.iterdir()] == ["norm_stats"]
+
+
+def test_statistics_of_which_nobody_knows_what_they_were_made_from_are_computed_anew(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    old = node.job.store_root / "norm_stats/before/other/norm_stats.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    assert node.run()["was_there"] is False
+    assert not old.exists()
+
+
+def test_a_change_of_what_they_do_not_depend_on_computes_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.run()
+    weights = InputArchive("pi0_base", "pi0_base-1.tar", "1" * 64, 1, ".cache/openpi/pi0_base")
+    node.job = replace(node.job, steps=20, args=("--batch-size=8",), inputs=(*node.job.inputs, weights))
+    assert node.run()["was_there"] is True
 
 
 def test_nothing_is_computed_where_the_checkout_ships_its_own(tmp_path: Path) -> None:
