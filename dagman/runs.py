@@ -32,9 +32,9 @@ class RunPlace:
 
 
 def run_file(run: Path) -> Path:
-    """The run.toml that was named, or that lies in the directory that was; of a workflow directory its copy. Absolute."""
+    """The run.toml that was named, or that lies in the directory that was; of a workflow directory, or any file in it, its copy. Absolute."""
     path = absolute(run)
-    if path.name == JOB_JSON and path.is_file():
+    if path.suffix != ".toml" and path.is_file() and (path.parent / JOB_JSON).is_file():
         path = path.parent
     return path / RUN_TOML if path.is_dir() and (path / RUN_TOML).is_file() else path
 

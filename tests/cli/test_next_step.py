@@ -35,7 +35,14 @@ def ended(here: Path, code: int) -> None:
 
 def ways(here: Path) -> list[Path]:
     """All that RUN may be."""
-    return [here / "run.toml", here, here / "run", here / "run" / "job.json", here / "run" / "run.dag"]
+    return [
+        here / "run.toml",
+        here,
+        here / "run",
+        here / "run" / "job.json",
+        here / "run" / "run.dag",
+        here / "run" / "segment.sub",
+    ]
 
 
 def next_of(text: str) -> str:
@@ -43,14 +50,15 @@ def next_of(text: str) -> str:
 
 
 class TestWhatStandsForARun:
-    @pytest.mark.parametrize("command", ["status", "commits", "verify", "prune", "plan", "dag"])
-    def test_every_command_takes_a_run_toml_its_directory_the_workflow_directory_and_its_job_json(
+    @pytest.mark.parametrize("command", ["status", "commits", "verify", "prune", "plan", "dag", "pull"])
+    def test_every_command_takes_a_run_toml_its_directory_the_workflow_directory_and_a_file_in_it(
         self, segue: Segue, run_toml: Path, command: str
     ) -> None:
         assert segue("dag", run_toml).code == 0
         begun(run_toml.parent, ARGS, 10)
         words = ["--dry-run"] if command in ("dag", "prune") else []
-        for way in ways(run_toml.parent)[:4]:
+        words += ["--mounted", "--step", "10", "--to", str(run_toml.parent / "here")] if command == "pull" else []
+        for way in ways(run_toml.parent):
             asked = segue(command, way, *words)
             assert asked.code == 0, asked.err
         # and what is generated anew lies where it lay
@@ -77,6 +85,10 @@ class TestWhatStandsForARun:
     def test_directory_without_a_run_toml(self, segue: Segue, tmp_path: Path, command: str) -> None:
         found = segue(command, tmp_path)
         assert found.code == 2 and "no run.toml" in found.sentence()
+
+    def test_run_that_was_generated_somewhere_else(self, segue: Segue, run_toml: Path) -> None:
+        assert segue("dag", run_toml, "--to", run_toml.parent / "flow").code == 0
+        assert "or give the directory that --to named" in segue("status", run_toml).sentence()
 
     @pytest.mark.parametrize("command", ["status", "logs", "commits"])
     def test_directory_that_was_not_generated_yet(self, segue: Segue, run_toml: Path, command: str) -> None:
@@ -137,6 +149,16 @@ class TestNextCommand:
         assert next_of(segue("status", run_toml).err) == (
             f"run.toml asks for 200 steps now; go on from the newest commit: segue submit {run_toml}"
         )
+
+    @pytest.mark.parametrize(("recipe", "served"), [("reference", True), ("lerobot", False), ("command", False)])
+    def test_serving_follows_a_pull_only_where_segue_serves_it(
+        self, segue: Segue, run_toml: Path, recipe: str, served: bool
+    ) -> None:
+        run_toml.write_text(RUN.replace('"command"', f'"{recipe}"'))
+        begun(run_toml.parent, {}, 10)
+        pulled = segue("pull", run_toml, "--mounted", "--step", "10", "--to", run_toml.parent / "here")
+        assert pulled.code == 0, pulled.err
+        assert ("next: segue serve " in pulled.err) == served
 
 
 class TestChangedConfiguration:
