@@ -11,7 +11,7 @@ import click
     "--attempt",
     type=int,
     metavar="N",
-    help="Attempt by its epoch, as `segue status` and `segue commits` number them (default: the newest).",
+    help="Attempt by its epoch, as `segue logs --list`, `segue commits` and `segue status --json` number them (default: the newest).",
 )
 @click.option("--segment", type=int, metavar="N", help="The newest attempt of this segment.")
 @click.option("--list", "listing", is_flag=True, help="List the logs that there are.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -128,5 +129,9 @@ def run(directory: Path | None, argv: tuple[str, ...]) -> None:
 
 
 def _pool_command(verb: str, directory: Path | None) -> str:
-    option = f" --directory {directory}" if directory is not None and directory != default_directory() else ""
+    option = (
+        f" --directory {shlex.quote(str(directory))}"
+        if directory is not None and directory != default_directory()
+        else ""
+    )
     return f"segue pool {verb}{option}"

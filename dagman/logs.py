@@ -83,7 +83,7 @@ def _of_epoch(place: RunPlace, epoch: int, kept: list[Log]) -> list[Path]:
             if one is segment.attempts[-1] and one.ended is not None and out.is_file():
                 return _both(out)
             if one.ended is None:
-                raise BadInput(f"--attempt {epoch}: it is running: segue logs {place.directory} --follow")
+                raise BadInput(f"--attempt {epoch}: it is running: segue logs {shlex.quote(place.said)} --follow")
             raise BadInput(
                 f"--attempt {epoch}: there is no log of it: {one.outcome} before one was kept"
                 + (f" ({one.reason})" if one.reason else "")

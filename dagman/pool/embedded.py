@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -112,7 +113,7 @@ class EmbeddedPool:
         _refuse_temporary(self.directory)
         if self._alive():
             raise PoolFailed(
-                f"a pool is running in {self.directory}: end it with `segue pool down --directory {self.directory}`"
+                f"a pool is running in {self.directory}: end it with `segue pool down --directory {shlex.quote(str(self.directory))}`"
             )
         namespace.check()
         self._installation = find(self._suites, self._report)

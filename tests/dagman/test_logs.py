@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,8 @@ def test_attempt_without_a_log_says_what_became_of_it(place: RunPlace) -> None:
         BadInput, match=r"--attempt 2: there is no log of it: evicted before one was kept \(Job vacated by schedd\)"
     ):
         text(place, attempt=2)
-    with pytest.raises(BadInput, match=r"--attempt 5: it is running: segue logs .* --follow"):
-        text(place, attempt=5)
+    with pytest.raises(BadInput, match=r"--attempt 5: it is running: segue logs 'my runs/run.toml' --follow"):
+        text(replace(place, said="my runs/run.toml"), attempt=5)
     with pytest.raises(BadInput, match=r"--attempt 77: no such attempt is known; kept logs: 1, 3"):
         text(place, attempt=77)
 
