@@ -17,6 +17,7 @@ from dagman.toml import suggestion
 
 # A segment in reserve costs one PRE script of milliseconds, a missing one costs a new submission by hand.
 RESERVE_FRACTION = 0.5
+MOST_SEGMENTS = 10_000
 # One eviction in so many seconds of execution is assumed until a run has seen its own rate (used for the save interval alone).
 ASSUMED_MEAN_TIME_TO_EVICTION_S = 8 * 3600.0
 
@@ -88,6 +89,22 @@ def moving_of(spec: Spec, pace: Pace, per_segment: int) -> Moving:
     return Moving(steps, restart, restart / (restart + steps * pace.step_s))
 
 
+def _too_many(spec: Spec, site: Site, name: str, step_s: float, needed: int, reserve: int) -> str:
+    """Which of the keys makes a chain too long, and what to do about it."""
+    if spec.segments.count is None and needed > MOST_SEGMENTS:
+        longer = any(entry.limit_s > site.classes[name].limit_s for entry in site.classes.values())
+        remedy = "take a longer class" if longer else "give fewer steps, or a measured pace.step_s"
+        return f"steps: {spec.steps} steps of {step_s:g} s make {needed} segments of class {name}; {remedy}"
+    own = "" if spec.segments.reserve is not None else " (half as many, unless segments.reserve says otherwise)"
+    remedy = "give a smaller segments.count or segments.reserve"
+    if spec.segments.count is None:
+        remedy = "take a longer class, or give a smaller segments.reserve"
+    return (
+        f"segments.{'reserve' if spec.segments.count is None else 'count'}: {needed} segments and {reserve} in reserve{own} are more than "
+        f"{MOST_SEGMENTS}: {remedy}"
+    )
+
+
 def make_plan(spec: Spec, site: Site) -> Plan:
     """BadInput when the class is unknown, or too short for one step with its save and publish."""
     name = spec.segments.queue_class or site.default_class
@@ -133,10 +150,8 @@ def make_plan(spec: Spec, site: Site) -> Plan:
     reserve = (
         spec.segments.reserve if spec.segments.reserve is not None else max(2, math.ceil(RESERVE_FRACTION * needed))
     )
-    if needed + reserve > 10_000:
-        raise BadInput(
-            f"steps: {spec.steps} steps of {pace.step_s:g} s make {needed} segments of class {name}; take a longer class"
-        )
+    if needed + reserve > MOST_SEGMENTS:
+        raise BadInput(_too_many(spec, site, name, pace.step_s, needed, reserve))
     fitting = tuple(site.fitting_gpus(spec.resources.gpu_memory_mb, spec.resources.gpu_capability))
     if site.gpus and not fitting and (spec.resources.gpus is None or spec.resources.gpus > 0):
         raise BadInput(
@@ -144,8 +159,8 @@ def make_plan(spec: Spec, site: Site) -> Plan:
             f"{spec.resources.gpu_capability or 0:g}; the largest is {max(site.gpus, key=lambda gpu: gpu.memory_mb).name}"
         )
     wanted = site.resources.gpus if spec.resources.gpus is None else spec.resources.gpus
-    roomy = tuple(gpu for gpu in fitting if gpu.per_machine >= wanted)
-    if fitting and not roomy:
+    roomy = tuple(gpu for gpu in fitting if gpu.per_machine >= wanted > 0)
+    if fitting and wanted and not roomy:
         raise BadInput(
             f"resources.gpus: no machine of {site.title} has {wanted} GPUs that fit; at most {max(gpu.per_machine for gpu in fitting)} in one machine"
         )

@@ -11,6 +11,7 @@ from agent.errors import BadInput
 from agent.recipes.environment import OPENPI_HOME
 from dagman.prepare import Asked
 from dagman.site import load_site, shipped_sites
+from dagman.spec import secret_options
 from dagman.toml import read_toml, suggestion
 
 
@@ -42,7 +43,7 @@ def warnings(asked: Asked) -> list[str]:
         found.append(
             f"segments.count: {plan.segments} segments make about {reach} of {spec.steps} steps at this pace; the rest needs another submission"
         )
-    if asked.site.gpus:
+    if plan.gpus:
         count = sum(gpu.machines * gpu.per_machine for gpu in plan.gpus)
         everything = sum(gpu.machines * gpu.per_machine for gpu in site.gpus)
         if count <= everything // 4:
@@ -54,6 +55,11 @@ def warnings(asked: Asked) -> list[str]:
             f"retention.every: up to {spec.steps // spec.retention.every} checkpoints stay in staging beside the newest {spec.retention.keep} and "
             "count against its quota"
         )
+    found += [
+        f"trainer.args: {name} looks like a secret, and arguments are copied into jobs and staging for many to read: let the trainer find it "
+        "where only you can read"
+        for name in secret_options(spec.trainer.args)
+    ]
     found += _of_trainer(asked)
     if spec.container is not None and "YOUR-ACCOUNT" in spec.container.image:
         found.append("container.image: still names YOUR-ACCOUNT: name the image that you pushed (docs/images.md)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,10 @@ from dagman.toml import explain, read_toml
 
 MOST_GB = 1e9
 RECIPES = ("reference", "openpi", "openpi-pytorch", "lerobot", "command")
-_SECRET = re.compile(r"(API_?KEY|TOKEN(?![A-Z])|SECRET|PASSW|CREDENTIAL)", re.IGNORECASE)
+_SECRETS = r"(?:(?:API|ACCESS|PRIVATE|SIGNING|DEPLOY|AUTH|SSH|WANDB|HF)_?KEY|TOKEN(?![A-Z])|SECRET|PASSW(?:ORD)?|PASSPHRASE|CREDENTIAL)"
+_SECRET = re.compile(_SECRETS, re.IGNORECASE)
+# Of an option only the end counts: --max-token-len is none.
+_SECRET_OPTION = re.compile(rf"{_SECRETS}S?(?:_ID)?$", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -258,6 +262,12 @@ class AgentTable(_Table):
     carry: Annotated[tuple[Target, ...], Strict(False)] = ()
     checkpoint_exit: bool = False
     publish_mb_per_s: float | None = Field(default=None, ge=50)
+
+
+def secret_options(args: Sequence[str]) -> list[str]:
+    """Options among the trainer's arguments whose names look like those of secrets; never their values."""
+    names = [text.partition("=")[0] for text in args if text.startswith("-")]
+    return [name for name in names if _SECRET_OPTION.search(name.replace("-", "_"))]
 
 
 def name_problem(name: str) -> str | None:

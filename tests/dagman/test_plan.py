@@ -99,6 +99,36 @@ def test_too_many_segments_asks_for_a_longer_class() -> None:
         make_plan(spec(900_000_000, segments={"class": "blink"}), LOCAL)
 
 
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        (
+            {"count": 10_000},
+            r"segments.count: 10000 segments and 5000 in reserve \(half as many, unless .*\) are more than 10000: give a",
+        ),
+        (
+            {"count": 9_000, "reserve": 2_000},
+            "segments.count: 9000 segments and 2000 in reserve are more than 10000: give a smaller segm",
+        ),
+        (
+            {"reserve": 10_000},
+            "segments.reserve: 2 segments and 10000 in reserve are more than 10000: take a longer class, or give a sm",
+        ),
+    ],
+)
+def test_too_long_a_chain_names_the_key_that_asks_for_it(segments: dict[str, int], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        make_plan(spec(600, segments=segments), LOCAL)
+    assert make_plan(spec(600, segments={"count": 10_000, "reserve": 0}), LOCAL).segments == 10_000
+
+
+def test_run_without_gpus_fits_on_none(tmp_path: Path) -> None:
+    asked = spec(100, "chtc", resources={"gpus": 0})
+    plan = make_plan(asked, CHTC)
+    assert plan.gpus == ()
+    assert not any("GPUs fit" in line for line in warnings(Asked(tmp_path / "run.toml", asked, CHTC, plan, Path())))
+
+
 def test_gpus_that_fit_are_named_and_none_is_refused() -> None:
     plan = make_plan(spec(100, "chtc", resources={"gpu_memory_mb": 80_000}), CHTC)
     assert [gpu.name for gpu in plan.gpus] == ["NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BadInput
+from dagman.prepare import ask
+from dagman.presets import warnings
 from dagman.spec import load_spec, workflow_directory
 
 GOOD = """
@@ -100,7 +102,9 @@ def test_what_toml_allows_and_a_run_does_not_is_named(tmp_path: Path, text: str,
     assert said in refused(tmp_path, text)
 
 
-@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "my_password", "AWS_SECRET_ACCESS_ID", "CREDENTIALS"])
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "WANDB_KEY", "HF_TOKEN", "my_password", "AWS_ACCESS_KEY_ID", "PRIVATE_KEY", "CREDENTIALS"]
+)
 def test_name_of_a_secret_is_refused_in_the_environment(tmp_path: Path, name: str) -> None:
     said = refused(tmp_path, GOOD + f'env = {{ {name} = "zebra" }}')
     assert f"{name} looks like a secret" in said and "segue login" in said
@@ -110,6 +114,14 @@ def test_name_of_a_secret_is_refused_in_the_environment(tmp_path: Path, name: st
 def test_tokenizers_and_numbers_of_tokens_are_no_secrets(tmp_path: Path) -> None:
     spec = load_spec(written(tmp_path, GOOD + 'env = { TOKENIZERS_PARALLELISM = "false", MAX_TOKENS = "48" }'))
     assert len(spec.trainer.env) == 2
+
+
+def test_options_named_as_secrets_are_warned_of_without_their_values(tmp_path: Path) -> None:
+    args = ["--hf-token=zebra", "--model.max-token-len=48", "--tokenizer=x", "--wandb.api-key", "zebra", "--no-tokens"]
+    asked = ask(written(tmp_path, GOOD + f"args = {args}"))
+    said = [line for line in warnings(asked) if line.startswith("trainer.args: ")]
+    assert [line.split()[1] for line in said] == ["--hf-token", "--wandb.api-key"]
+    assert "looks like a secret" in said[0] and not any("zebra" in line for line in said)
 
 
 @pytest.mark.parametrize("name", ["SEGUE_STEPS", "_CONDOR_SCRATCH_DIR", "TWO WORDS", "1ST"])
