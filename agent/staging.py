@@ -263,7 +263,8 @@ class Staging:
                 report(
                     {
                         "warning": f"the offline W&B files of attempt {epoch} are larger than the {_MOST_WANDB_BYTES >> 20} MiB that are kept, so "
-                        f"their newest part is lost when the job ends: log less media; `segue wandb sync {self.job.run}` sends what is kept"
+                        f"their newest part is lost when the job ends: log less media; `segue wandb sync` with the run.toml of "
+                        f"{self.job.run} sends what is kept"
                     }
                 )
         found = ""
@@ -299,7 +300,7 @@ class Staging:
 
         if not short(2):
             return
-        sync = f"`segue wandb sync {self.job.run}` now sends them"
+        sync = f"`segue wandb sync` with the run.toml of {self.job.run} now sends them"
         if short(1):
             report(
                 {
