@@ -121,9 +121,9 @@ def test_before_the_room_is_gone_a_person_is_told_to_send_them_and_then_the_olde
     narrow = bounded(staging, 40)  # three attempts' logs, spare: 2
     warnings = [attempt(narrow, epoch) for epoch in range(1, 40)]
     first = next(number for number, one in enumerate(warnings) if one)
-    assert "dropped soon: `segue wandb sync arm` now" in warnings[first][0]
+    assert "dropped soon: `segue wandb sync` with the run.toml of arm now" in warnings[first][0]
     later = [one[0] for one in warnings[first:] if one and "are dropped," in one[0]]
-    assert later and "`segue wandb sync arm` now" in later[0]
+    assert later and "`segue wandb sync` with the run.toml of arm now" in later[0]
     assert kept(narrow)[-1] == "000039.tar"
     assert "000001.tar" not in kept(narrow)
 
@@ -133,4 +133,4 @@ def test_wandb_files_that_are_too_large_are_not_skipped_in_silence(
 ) -> None:
     monkeypatch.setattr(agent.staging, "_MOST_WANDB_BYTES", 0)
     (warning,) = attempt(staging, 1)
-    assert "larger than" in warning and "`segue wandb sync arm`" in warning
+    assert "larger than" in warning and "`segue wandb sync` with the run.toml of arm" in warning
