@@ -37,11 +37,11 @@ def running_dagman(workflow: Path, dag: str) -> str | None:
     A live DAGMan is told by the .dag file that its arguments name, relative to where it was submitted. One that is queued or held has no
     process, here or anywhere, but begins as soon as HTCondor lets it: only its own log tells of it.
     """
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _runs(entry, workflow / dag):
-            return f"(condor_dagman, process {entry.name}); wait for it, or condor_rm its job"
     log = workflow / f"{dag}.dagman.log"
     own = dag_state(read_events(log))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _runs(entry, workflow / dag, own.state == "running"):
+            return f"(condor_dagman, process {entry.name}); wait for it, or condor_rm its job"
     if own.state not in ("queued", "held"):
         return None
     go_on = "wait for it" if own.state == "queued" else f"condor_release {own.job} and wait for it"
@@ -51,22 +51,27 @@ def running_dagman(workflow: Path, dag: str) -> str | None:
     )
 
 
-def _runs(process: Path, dag: Path) -> bool:
-    """Whether this entry of /proc is a DAGMan with this .dag file. HTCondor starts it under a name of the job's own, too."""
+def _runs(process: Path, dag: Path, begun: bool) -> bool:
+    """Whether this entry of /proc is a DAGMan with this .dag file. HTCondor starts it under a name of the job's own, too.
+
+    ``begun``: its log says that it runs, which is believed where this process may not see that one's directory.
+    """
     try:
         program, *words = (process / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
     except OSError:
         return False
     if Path(program).name != "condor_dagman" and not Path(program).name.startswith("condor_scheduniv_exec."):
         return False
-    return any(_same(process / "cwd" / word, dag) for word in words if Path(word).name == dag.name)
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:  # somebody else's working directory, or the file was removed under DAGMan
-        return os.path.realpath(one) == os.path.realpath(other)
+    for word in words:
+        if Path(word).name == dag.name:
+            try:
+                if (process / "cwd" / word).samefile(dag):
+                    return True
+            except PermissionError:  # another user's, or one of another user namespace, as a pool of one's own has them
+                return begun
+            except OSError:  # the file was removed under DAGMan
+                return word == str(dag)
+    return False
 
 
 def write_workflow(workflow: Workflow) -> list[Path]:

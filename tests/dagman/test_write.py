@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BadInput, SegueError
+from dagman.pool import namespace
 from dagman.workflow import File, Workflow
 from dagman.write import write_workflow
 from tests.dagman.eventlog import EventLog
@@ -139,6 +140,19 @@ class TestWorkflowThatRuns:
         dagman(workflow.dag, workdir)
         dagman(workdir / workflow.dag, workflow.directory)
         write_workflow(workflow)
+
+    def test_its_log_decides_where_its_directory_may_not_be_seen(
+        self, workflow: Workflow, dagman: Callable[..., int]
+    ) -> None:
+        # Given a DAGMan outside of the user namespace in which segue runs, as with `segue pool run`
+        (workflow.directory / f"{workflow.dag}.dagman.log").write_text(EventLog().submit(5, 0).execute(5, 1, None).text)
+        process = dagman(workflow.dag, workflow.directory)
+        program = (
+            "import sys, pathlib, dagman.write as w; print(w.running_dagman(pathlib.Path(sys.argv[1]), sys.argv[2]))"
+        )
+        words = namespace.wrap([sys.executable, "-c", program, str(workflow.directory), workflow.dag])
+        asked = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert asked.stdout.startswith(f"(condor_dagman, process {process});"), asked.stderr
 
     @pytest.mark.parametrize(
         ("log", "said"),

@@ -37,7 +37,7 @@ def test_chain_by_hand_from_another_directory_with_an_eviction(condor: EmbeddedP
     assert dag == elsewhere / "flow" / "run.dag"
     run.workflow = dag.parent
     # when condor_submit_dag is run by hand, from the top directory, and the first attempt is evicted once it has a commit,
-    run.tool("condor_submit_dag", str(dag), cwd=Path("/"))
+    run.tool("condor_submit_dag", os.path.relpath(dag, "/"), cwd=Path("/"))
 
     def status() -> dict[str, object]:
         found: dict[str, object] = json.loads(run.segue("status", str(dag.parent), "--json").stdout)
@@ -45,6 +45,8 @@ def test_chain_by_hand_from_another_directory_with_an_eviction(condor: EmbeddedP
 
     run.status = status  # type: ignore[method-assign, assignment]
     seen = run.wait("a commit", lambda status: status["step"] >= 20)
+    refused = run.segue("dag", "../run.toml", "--to", "flow", cwd=elsewhere, check=False)
+    assert refused.returncode == 2 and "this workflow is running (condor_dagman, process" in refused.stderr
     job = seen["segments"][0]["attempts"][-1]["job"]
     run.tool("condor_vacate_job", job)
     seen = run.wait_for_end()
