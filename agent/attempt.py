@@ -92,6 +92,10 @@ class Attempt:
         """No checkpoint came out of this attempt although nothing failed: the time was too short."""
         self.fruitless_before = False
         """The attempt before was fruitless too, and began at the same step."""
+        self.wandb_failed = False
+        """W&B's client ended a start of this attempt."""
+        self.wandb_unsent = 0
+        """Of so many earlier attempts, what they wrote to W&B offline waits in the store."""
         self.superseded = ""
         """Set when a newer attempt owns the run; ``superseded_by`` has its machine and job, empty when its claim cannot be read."""
         self.superseded_by = ("", "")

@@ -82,11 +82,27 @@ class Companions:
             )
         directory = offline_directory(self._attempt.place)
         directory.mkdir(exist_ok=True)
-        told = environment(wandb, self._key, run_id(wandb, checkpoint_root), self._online, directory)
-        if told["WANDB_MODE"] == "offline" and wandb.mode != "offline":
-            why = "W&B cannot be reached from here" if self._key else "there is no W&B key"
-            self._attempt.warn(f"{why}: it writes offline; `segue wandb sync` sends it later")
+        online = self._online and not self._attempt.wandb_failed and not self._attempt.wandb_unsent
+        told = environment(wandb, self._key, run_id(wandb, checkpoint_root), online, directory)
+        # of a start that the client ended, the warning has told it
+        if told["WANDB_MODE"] == "offline" and wandb.mode != "offline" and not self._attempt.wandb_failed:
+            self._attempt.warn(self._why_offline())
         return told
+
+    def _why_offline(self) -> str:
+        """What began offline stays so until it is sent: trainers resume with `resume="must"`, which ends them where W&B's server does not
+        know the run, and the server drops steps that come after later ones.
+        """
+        later = "it writes offline; `segue wandb sync` sends it later"
+        if not self._key:
+            return f"there is no W&B key: {later}"
+        if unsent := self._attempt.wandb_unsent:
+            what = f"what {unsent} earlier attempts" if unsent > 1 else "what an earlier attempt"
+            return (
+                f"{what} wrote to W&B offline is not sent yet, so this one writes offline too: after `segue wandb sync` the next attempts are "
+                "online again"
+            )
+        return f"W&B cannot be reached from here: {later}"
 
     # --- telemetry -----------------------------------------------------------------------------------------------
 

@@ -55,10 +55,19 @@ _EXCEPTION = re.compile(
     r"^(?:\[[^\]]*\]:? ?)*(?=(?:\w+\.)*\w*(?:Error|Exception|Timeout|Interrupt|Exit|BrokenProcessPool)\b(?::|$)|terminate called after throwing)"
 )
 _EARLIER = re.compile(r"During handling of the above exception|The above exception was the direct cause|^…$")
+_IN_WANDB = re.compile(r'^(?:\[[^\]]*\]:? ?)*\s*File "[^"]*[/\\](?:site|dist)-packages[/\\]wandb[/\\]')
+_FRAME = re.compile(r'^(?:\[[^\]]*\]:? ?)*\s*File "[^"]*", line \d+')
 _GPU_LOST = "the GPU failed on this machine; the segment goes on elsewhere"
 # The first that matches one of the last lines, newest line first, decides; so the more specific stand first. ``as_exception``: its words
 # occur in harmless lines too, so it counts only for the exception that ended the trainer, or one that led to it.
 _RULES = (
+    _rule(
+        "wandb",
+        r"^wandb\.",
+        Verdict.HERE,
+        "W&B's client ended the trainer; starts of a run with [wandb] in run.toml write offline from now on, `segue wandb sync` sends that later",
+        as_exception=True,
+    ),
     _rule(
         "gpu-lost",
         r"\bXid\b[^,;]{0,30}: ?\d|fallen off the bus|uncorrectable ECC|ECC error|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL)"
@@ -147,6 +156,7 @@ _RULES = (
         "the trainer does not understand its arguments; check args in run.toml",
     ),
 )
+_WANDB = Failure(_RULES[0].kind, _RULES[0].verdict, _RULES[0].sentence)
 _NODE_SIGNALS = (signal.SIGBUS, signal.SIGILL)
 
 
@@ -167,6 +177,8 @@ def classify(
             "host-memory", Verdict.HERE, "the job's memory was used up and the kernel killed it; raise request_memory"
         )
     found = _by_lines(lines, stepped, resumed)
+    if (found is None or found.kind == "network") and _raised_in_wandb(lines):
+        found = _WANDB
     if found is not None and found.verdict is Verdict.NEVER and ended.signal is not None:
         found = None  # it was killed: no line says why
     if found is not None and ended.signal is None:
@@ -211,6 +223,16 @@ def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | N
         elif _EARLIER.search(line):
             may_be_last = True
     return None
+
+
+def _raised_in_wandb(lines: Sequence[str]) -> bool:
+    """Whether the last exception came out of W&B's client, whatever its name."""
+    ended = False
+    for line in reversed(lines):
+        if ended and _FRAME.match(line):
+            return _IN_WANDB.match(line) is not None
+        ended = ended or _EXCEPTION.match(line) is not None
+    return False
 
 
 class Restarts:

@@ -133,14 +133,14 @@ def size_of(path: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, most_bytes: int) -> int:
-    """One uncompressed tar of ``sources``, names relative to ``base``, for us alone to read: the client writes down whatever the trainer
+def archive(directory: Path, name: str, sources: Sequence[Path], top: str, most_bytes: int) -> int:
+    """One uncompressed tar of ``sources``, each below ``top`` in it, for us alone to read: the client writes down whatever the trainer
     prints. Returns its size, 0 when there is nothing or too much.
     """
     import tarfile
 
-    chosen = sorted(path for source in sources for path in [source, *below(source)])
-    size = sum(map(size_of, chosen))
+    chosen = sorted((path, source.parent) for source in sources for path in [source, *below(source)])
+    size = sum(size_of(path) for path, _ in chosen)
     if not sources or size > most_bytes:
         return 0
     make_place(directory)
@@ -149,9 +149,9 @@ def archive(directory: Path, name: str, sources: Sequence[Path], base: Path, mos
         with suppress(OSError):  # not every mount has modes
             os.fchmod(file.fileno(), 0o600)
         with tarfile.open(fileobj=file, mode="w") as tar:
-            for path in chosen:
+            for path, base in chosen:
                 with suppress(FileNotFoundError):  # the trainer goes on, and so do its files
-                    tar.add(path, arcname=str(path.relative_to(base)), recursive=False)
+                    tar.add(path, arcname=str(Path(top, path.relative_to(base))), recursive=False)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(directory / name)

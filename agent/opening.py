@@ -106,6 +106,8 @@ class OpeningErrand:
             )
         if "newest" in report:  # for a handover that is written before it is restored
             attempt.handover.step, attempt.handover.commit = report["newest"]["step"], report["newest"]["commit"]
+        if "wandb_unsent" in report:
+            attempt.wandb_unsent = int(report["wandb_unsent"])
         if "warning" in report:
             attempt.warn(report["warning"])
         if "say" in report:

@@ -85,6 +85,9 @@ class Staging:
         )
         report({"claim": asdict(claim), "epoch": claim.epoch})
         store.sweep(claim)
+        if self.job.wandb is not None:
+            with suppress(OSError):
+                report({"wandb_unsent": len(list((self.root / "wandb").glob("[0-9]*.tar")))})
         try:
             found = self._contents(store, checkpoint_root, report, finished)
         except ReadDamaged as error:
@@ -248,16 +251,15 @@ class Staging:
         self, epoch: int, sources: dict[str, Path], carried: Sequence[str], carry_known: str, report: Report
     ) -> dict[str, Any]:
         from agent.keeping import archive, attempts_kept, keep
-        from agent.wandb_run import offline_directory, offline_runs
+        from agent.wandb_run import KEPT_BELOW, offline_runs
 
         most = attempts_kept(self.job.budget.items)
         keep(self.root / "logs", epoch, sources, most)
-        directory = offline_directory(self.place)
-        runs = offline_runs(directory) if self.job.wandb is not None else []
+        runs = offline_runs(self.place.scratch) if self.job.wandb is not None else []
         if runs:
             size = _bytes_below(runs)
             report({"size": size})
-            if archive(self.root / "wandb", f"{epoch:06d}.tar", runs, directory, _MOST_WANDB_BYTES):
+            if archive(self.root / "wandb", f"{epoch:06d}.tar", runs, KEPT_BELOW, _MOST_WANDB_BYTES):
                 self._drop_wandb(most, report)
             elif size > _MOST_WANDB_BYTES:
                 report(

@@ -24,6 +24,7 @@ STOP_FILE = "stop"
 PROGRESS_FILE = "progress.jsonl"
 _STOP_ROOM = b"\n" * 32
 _TAIL = 1 << 16
+_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class Training:
         more_environment: Mapping[str, str],
         on_step: Callable[[int, float | None], None],
     ) -> None:
+        if start.job.wandb is not None:
+            from agent.wandb_run import as_told
+
+            start = as_told(start, more_environment)
         self._loop = loop
         self._log = log
         self._recipe = recipe
@@ -90,6 +95,7 @@ class Training:
         self._progress_seen: tuple[int, int, int] | None = None
         self._looked_at = steady()
         self._said: int | None = None
+        self._asleep_s = steady() - loop.awake()
         self._grace: Timer | None = None
         self.start = start
         self.clock = StepClock(start.resume_step)
@@ -97,6 +103,13 @@ class Training:
         self.last_step_at: float | None = None
         self.last_sign = loop.awake()
         """By the loop's clock of being awake: a suspended trainer is not silent."""
+        self.last_line = self.last_sign
+        """The same clock at its last line of any kind."""
+        self.reports = 0
+        self.gap_s = 0.0
+        """The longest time between two reports of this start; the time to the first one as long as there is no second."""
+        self.reports_every = recipe.reports_every(start)
+        self._reported = self.last_sign
         self.step = start.resume_step
         self.loss: float | None = None
         self.behind: int | None = None
@@ -136,6 +149,7 @@ class Training:
         return self.clock.first[0] if self.clock.first is not None else None
 
     def _line(self, line: str) -> None:
+        self.last_line = self._loop.awake()
         found = self._recipe.progress(line)
         if found is not None:
             self._reached(found.step, found.loss)
@@ -149,12 +163,21 @@ class Training:
         if step != self._said:  # a trainer that says something new lives, whatever is to be made of it
             self._said = step
             self.sign()
-        if step > self.start.job.steps > self.step or not self.clock.report(now, step):
+        asleep_s = steady() - self._loop.awake()  # less a constant
+        paused = asleep_s - self._asleep_s > _PAUSE_S
+        if step > self.start.job.steps > self.step or not self.clock.report(now, step, paused=paused):
             return
+        self._asleep_s = asleep_s
         self._log.calm(now)
+        self._note_gap()
         self.last_step_at = now
         self.step = step
         self._on_step(step, loss)
+
+    def _note_gap(self) -> None:
+        before, self._reported = self._reported, self._loop.awake()
+        self.reports += 1
+        self.gap_s = max(self.gap_s if self.reports > 2 else 0.0, self._reported - before)
 
     def sign(self) -> None:
         """The trainer lives."""

@@ -199,7 +199,11 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
     )  # what brought it so far is the same, this machine is not
     if ran_before and failure.kind in OF_THE_MACHINE:
         failure = replace(failure, verdict=Verdict.ELSEWHERE)
-    restarts.note(training.step)
+    # Once, W&B is no reason to count: the next start writes offline (companions.py), and a training must not end for its sake.
+    excused = failure.kind == "wandb" and attempt.job.wandb is not None and not attempt.wandb_failed
+    attempt.wandb_failed |= failure.kind == "wandb"
+    if not excused:
+        restarts.note(training.step)
     attempt.handover.failure = {
         "class": failure.kind,
         "exit_code": ended.exit_code,

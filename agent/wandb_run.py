@@ -12,14 +12,25 @@ import re
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from agent.config import Wandb
 from agent.place import Place
 
+if TYPE_CHECKING:
+    from agent.recipes.base import Start
+
 _PROBE_S = 1.5
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+WANDB_FILES = "wandb-files"
+LEROBOT_OUTPUT = "lerobot"
+"""LeRobot gives its own output directory to the client."""
+KEPT_BELOW = "wandb"
+"""The directory that the client makes in the one it is given, and that holds its runs in a kept archive."""
+OFFLINE_RUN = "offline-run-*"
 _DEFAULT_URL = "https://api.wandb.ai"
 
 
@@ -72,7 +83,7 @@ def run_id(wandb: Wandb, checkpoint_root: Path) -> str:
 
 def offline_directory(place: Place) -> Path:
     """WANDB_DIR: the client makes `wandb/` in it."""
-    return place.scratch / "wandb-files"
+    return place.scratch / WANDB_FILES
 
 
 def environment(wandb: Wandb, key: str | None, identity: str, online: bool, directory: Path) -> dict[str, str]:
@@ -112,6 +123,15 @@ def reachable(environ: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
-def offline_runs(directory: Path) -> list[Path]:
+def offline_runs(scratch: Path) -> list[Path]:
     """What the client wrote without a network, to be sent by `segue wandb sync`."""
-    return sorted(path for path in (directory / "wandb").glob("offline-run-*") if path.is_dir())
+    found = [path for name in (WANDB_FILES, LEROBOT_OUTPUT) for path in (scratch / name / KEPT_BELOW).glob(OFFLINE_RUN)]
+    return sorted((path for path in found if path.is_dir()), key=lambda path: path.name)
+
+
+def as_told(start: Start, told: Mapping[str, str]) -> Start:
+    """The start with the mode that the trainer's environment has, for recipes whose trainer wants it as an argument too."""
+    wandb, mode = start.job.wandb, told.get("WANDB_MODE")
+    if wandb is None or mode is None:
+        return start
+    return replace(start, job=replace(start.job, wandb=replace(wandb, mode=mode)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent.config import JobConfig
 from agent.recipes.base import Start
+from agent.wandb_run import WANDB_FILES as WANDB_FILES
 
 IMAGE_PYTHON = Path("/.venv/bin/python")
 """Where OpenPI's images have their environment."""
@@ -17,7 +18,6 @@ HUGGING_FACE = f"{CACHE}/huggingface"
 LEROBOT_HOME = f"{HUGGING_FACE}/lerobot"
 OPENPI_HOME = f"{CACHE}/openpi"
 JAX_CACHE = f"{CACHE}/jax"
-WANDB_FILES = "wandb-files"
 
 _BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from agent.config import JobConfig
@@ -16,6 +17,7 @@ from agent.recipes import checks, environment
 from agent.recipes.base import Finished, Progress, Recipe, Start
 from agent.recipes.directories import numbered, remove, thin_out
 from agent.recipes.options import leave_alone, named, only_known, option
+from agent.wandb_run import KEPT_BELOW, LEROBOT_OUTPUT, OFFLINE_RUN, WANDB_FILES
 
 OPTIONS = ("program", "fixed_schedule", "log_freq")
 _LAST = "last"
@@ -53,7 +55,7 @@ class LeRobot(Recipe):
 
     def output(self, start: Start) -> Path:
         """The trainer's output directory."""
-        return start.scratch / "lerobot"
+        return start.scratch / LEROBOT_OUTPUT
 
     def checkpoint_root(self, start: Start) -> Path:
         return self.output(start) / "checkpoints"
@@ -64,6 +66,9 @@ class LeRobot(Recipe):
         if given is not None and given.isdecimal():
             return max(1, int(given))
         return max(1, option(start.job, "log_freq", int, 50))
+
+    def reports_every(self, start: Start) -> int | None:
+        return self.log_freq(start)
 
     def ends_by_steps(self, job: JobConfig) -> bool:
         """Whether --steps may end a segment: only where no learning-rate schedule depends on it."""
@@ -98,10 +103,24 @@ class LeRobot(Recipe):
             words.append(f"--save_freq={max(1, start.save_interval)}")
         if named(args, "--log_freq") is None:
             words.append(f"--log_freq={self.log_freq(start)}")
-        if named(args, "--wandb.enable") is None:
-            words.append(f"--wandb.enable={'true' if start.job.wandb is not None else 'false'}")
-            if start.job.wandb is not None:
-                words += [f"--wandb.project={start.job.wandb.project}", f"--wandb.run_id={start.job.wandb.id}"]
+        return [*words, *self._wandb(start)]
+
+    def _wandb(self, start: Start) -> list[str]:
+        """What the trainer gives to W&B's client goes before all WANDB_* variables, so it is told the same; its tags are its own."""
+        wandb, args = start.job.wandb, start.job.args
+        told = {"--wandb.enable": "true" if wandb is not None else "false"}
+        if wandb is not None:
+            told |= {
+                "--wandb.project": wandb.project,
+                "--wandb.run_id": wandb.id,
+                "--wandb.entity": wandb.entity or "",
+                "--job_name": wandb.name or "",
+            }
+            told["--wandb.mode"] = wandb.mode if wandb.mode in ("online", "offline") else ""
+        words = [f"{name}={value}" for name, value in told.items() if value and named(args, name) is None]
+        offline = wandb is not None and wandb.mode == "offline"
+        if offline and named(args, "--wandb.mode") == "online":  # the last one counts
+            words.append("--wandb.mode=offline")
         return words
 
     def _dataset(self, start: Start) -> list[str]:
@@ -126,6 +145,7 @@ class LeRobot(Recipe):
         for dataset in checks.datasets(start):
             checks.check_dataset(dataset)
         root = self.checkpoint_root(start)
+        self._keep_offline_runs(start)
         if start.resume_step == 0:
             shutil.rmtree(self.output(start), ignore_errors=True)
         else:
@@ -134,9 +154,16 @@ class LeRobot(Recipe):
                     remove(root / name)
             remove(root / _LAST)
             (root / _LAST).symlink_to(str(start.resume_label))
-        (start.scratch / environment.WANDB_FILES).mkdir(exist_ok=True)
         self._log_freq = self.log_freq(start)
         self._said = start.resume_step // self._log_freq
+
+    def _keep_offline_runs(self, start: Start) -> None:
+        """W&B's client writes into the output directory, which a fresh start must not find: what an earlier start left there is moved."""
+        place = start.scratch / WANDB_FILES / KEPT_BELOW
+        with suppress(OSError):  # nothing of the training depends on it
+            place.mkdir(parents=True, exist_ok=True)
+            for path in (self.output(start) / KEPT_BELOW).glob(OFFLINE_RUN):
+                path.rename(place / path.name)
 
     def finished(self, start: Start) -> list[Finished]:
         root = self.checkpoint_root(start)

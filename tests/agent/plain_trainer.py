@@ -4,7 +4,7 @@ It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, 
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
 no other end than the run's), saves_until (no checkpoint after that step), prefix (of its checkpoints' names), beyond (goes on to that step,
 whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all checkpoints when a file `lose` is there, and
-crashes).
+crashes), wandb_fails (as W&B's client does when it is online without a network).
 """
 
 from __future__ import annotations
@@ -141,4 +141,6 @@ if __name__ == "__main__":
             ),
             flush=True,
         )
+    if "wandb_fails" in OPTIONS and os.environ.get("WANDB_MODE") == "online":
+        raise type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})("No API key configured.")
     train()

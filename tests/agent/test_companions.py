@@ -88,13 +88,20 @@ def test_a_closed_port_is_not_reachable() -> None:
 
 
 def test_offline_files_travel_as_one_archive(tmp_path: Path) -> None:
-    run = tmp_path / "files" / "wandb" / "offline-run-20260101_000000-x"
-    run.mkdir(parents=True)
-    (run / "run-x.wandb").write_bytes(b"data")
-    assert offline_runs(tmp_path / "files") == [run]
-    assert archive(tmp_path / "store", "000003.tar", [run], tmp_path / "files", 1000) == 4
+    runs = []
+    for number, directory in enumerate(("wandb-files", "lerobot")):
+        run = tmp_path / directory / "wandb" / f"offline-run-20260101_00000{number}-x"
+        run.mkdir(parents=True)
+        (run / "run-x.wandb").write_bytes(b"data")
+        runs.append(run)
+    assert offline_runs(tmp_path) == runs  # LeRobot gives the client its own output directory
+    assert archive(tmp_path / "store", "000003.tar", runs, "wandb", 1000) == 8
     (kept,) = (tmp_path / "store").iterdir()
     assert kept.name == "000003.tar"
+    with tarfile.open(kept) as tar:
+        assert sorted(name for name in tar.getnames() if name.endswith(".wandb")) == [
+            f"wandb/{run.name}/run-x.wandb" for run in runs
+        ]
     assert kept.stat().st_mode & 0o777 == 0o600  # the trainer may have printed its environment
 
 
@@ -196,7 +203,7 @@ def test_what_vanishes_while_it_is_kept_or_carried_is_left_out(tmp_path: Path, m
         add(tar, name, *more, **options)
 
     monkeypatch.setattr(tarfile.TarFile, "add", late)
-    assert archive(tmp_path / "wandb", "000003.tar", [tmp_path / "cache"], tmp_path, 1000) == 12
+    assert archive(tmp_path / "wandb", "000003.tar", [tmp_path / "cache"], "", 1000) == 12
     with tarfile.open(tmp_path / "wandb" / "000003.tar") as tar:
         assert tar.getnames() == ["cache", "cache/a", "cache/c"]
     (tmp_path / "cache" / "b").touch()

@@ -205,6 +205,43 @@ def test_a_worker_that_was_killed_is_no_fault_of_the_run(line: str, stepped: boo
     assert "worker" in found.sentence
 
 
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("wandb.errors.errors.CommError: Run initialization has timed out after 90.0 sec. Network is unreachable",),
+        (
+            "wandb.errors.errors.UsageError: You provided an invalid value for the `resume` argument. The value 'must' …",
+        ),
+        (
+            "[rank0]: wandb.errors.UsageError: No API key configured. Use `wandb login` to log in.",
+            "panic: runtime error",
+        ),
+        (
+            '  File "train.py", line 60, in init_wandb',
+            '  File "/.venv/lib/python3.11/site-packages/wandb/sdk/wandb_login.py", line 9, in login',
+            "    raise ValueError",
+            "ValueError: API key must be 40 characters long, yours was 5",
+        ),
+        (
+            '  File "/.venv/lib/python3.11/site-packages/wandb/apis/public.py", line 9, in get',
+            "requests.exceptions.ConnectionError: Max retries exceeded",
+        ),
+    ],
+)
+def test_what_wandb_raises_is_told_from_a_crash(lines: tuple[str, ...], stepped: bool) -> None:
+    found = judge(EXIT_1, "Traceback (most recent call last):", *lines, stepped=stepped)
+    assert (found.kind, found.verdict) == ("wandb", Verdict.HERE)
+
+
+def test_an_exception_in_the_trainers_own_code_for_wandb_is_not_wandbs() -> None:
+    frames = (
+        '  File "/venv/lib/python3.11/site-packages/wandb/sdk/wandb_run.py", line 9, in wrapper',
+        '  File "lerobot/common/utils/wandb_utils.py", line 30, in log_dict',
+    )
+    assert judge(EXIT_1, "Traceback (most recent call last):", *frames, "ValueError: train").kind == "unknown"
+
+
 def test_a_resumed_start_that_fails_at_once_is_tried_again() -> None:
     assert judge(EXIT_1, "RuntimeError: boom", stepped=False, resumed=True).verdict is Verdict.HERE
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.attempt import End
+from agent.config import Wandb
 from agent.exit_codes import PERMANENT, TEMPORARY
 from agent.failures import Restarts
 from agent.keeper import Ended
@@ -21,14 +22,23 @@ NO_FILE = "FileNotFoundError: [Errno 2] No such file or directory: 'cvmfs/x'"
 
 
 def judged(
-    line: str = "", *, restored: int = 0, stepped: bool = False, starts: int = 1, trouble: int = 0, step: int = 20
+    line: str = "",
+    *,
+    restored: int = 0,
+    stepped: bool = False,
+    starts: int = 1,
+    trouble: int = 0,
+    step: int = 20,
+    wandb: Wandb | None = None,
 ) -> End | None:
     """The end after ``starts`` crashes with this line; ``restored``: the commit that the attempt began with, ``stepped``: it made a step,
-    ``trouble``: why the trainer cannot be executed, ``step``: where it began and ended.
+    ``trouble``: why the trainer cannot be executed, ``step``: where it began and ended, ``wandb``: the job's.
     """
     attempt: Any = SimpleNamespace(
         restored_step=restored,
         stepped=stepped,
+        job=SimpleNamespace(wandb=wandb),
+        wandb_failed=False,
         log=SimpleNamespace(last_lines=lambda: [line]),
         handover=SimpleNamespace(starts=1),
         place=SimpleNamespace(machine="m"),
@@ -67,6 +77,15 @@ def test_a_new_run_that_makes_no_step_ends_after_three_starts_and_says_so() -> N
     assert "no progress in 3 starts: the trainer ends before its first step each time (start)" in end.reason
     missing = judged(NO_MODULE, step=0)
     assert missing is not None and missing.exit_code == PERMANENT
+
+
+def test_a_start_that_wandb_ended_is_not_counted_once_because_the_next_one_is_offline() -> None:
+    line = "wandb.errors.errors.CommError: Run initialization has timed out after 90.0 sec."
+    assert judged(line, step=0, starts=3, wandb=Wandb("arm", "arm-1")) is None
+    end = judged(line, step=0, starts=4, wandb=Wandb("arm", "arm-1"))
+    assert end is not None and end.exit_code == PERMANENT
+    own = judged(line, step=0, starts=3)  # the trainer's own affair
+    assert own is not None and own.exit_code == PERMANENT
 
 
 @pytest.mark.parametrize("line", [NO_MODULE, NO_FILE])

@@ -6,13 +6,14 @@ import gzip
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.config import Wandb
 from agent.exit_codes import PERMANENT
-from tests.agent.support import Run
+from tests.agent.support import Attempt, Run
 
 WANDB = Wandb("arm", "plain-0a1b", group="plain", name="plain", tags=("a",), mode="offline", key_file="wandb.key")
 KEY = "not-a-key-" + "k" * 30
@@ -79,6 +80,60 @@ def test_without_a_key_it_writes_offline_and_says_so(tmp_path: Path) -> None:
         assert attempt.end() == 0
     assert '"WANDB_MODE": "offline"' in attempt.log()
     assert any("there is no W&B key" in line for line in attempt.handover()["warnings"])
+
+
+def with_key(run: Run) -> Path:
+    """A scratch directory that HTCondor brought the key to."""
+    scratch = run.directory / f"with-key-{len(list(run.directory.glob('with-key-*')))}"
+    scratch.mkdir()
+    (scratch / "wandb.key").write_text(KEY + "\n")
+    return scratch
+
+
+def modes(attempt: Attempt) -> list[str]:
+    """W&B's mode as each start was told."""
+    return [json.loads(line)["WANDB_MODE"] for line in attempt.log().splitlines() if line.startswith('{"WANDB_RUN_ID"')]
+
+
+def test_what_began_offline_stays_offline_until_it_is_sent(tmp_path: Path) -> None:
+    # Given a first attempt that had no key, and kept what W&B's client wrote
+    run = Run(tmp_path, steps=100_000, args=("step_s=0.01", "print_env=1"), wandb=replace(WANDB, mode="online"))
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        offline = attempt.scratch / "wandb-files/wandb/offline-run-20260101_000000-plain-0a1b"
+        offline.mkdir(parents=True)
+        (offline / "run-plain-0a1b.wandb").write_bytes(b"data")
+        attempt.process.terminate()
+        attempt.end()
+    assert modes(attempt) == ["offline"]
+    (kept,) = (run.store / "wandb").glob("*.tar")
+    # When the next one has a key
+    with run.attempt(scratch=with_key(run)) as attempt:
+        attempt.saw("training from")
+        attempt.process.terminate()
+        attempt.end()
+    # Then it goes on offline, because the server does not know the run that its trainer must resume
+    assert modes(attempt) == ["offline"]
+    (warning,) = [text for text in attempt.handover()["warnings"] if "is not sent yet" in text]
+    assert "segue wandb sync" in warning
+    # and one after `segue wandb sync` goes online
+    kept.unlink()
+    with run.attempt(scratch=with_key(run)) as attempt:
+        attempt.saw("training from")
+        attempt.process.terminate()
+        attempt.end()
+    assert modes(attempt) == ["online"]
+
+
+def test_a_start_that_wandb_ends_is_made_again_offline(tmp_path: Path) -> None:
+    online = replace(WANDB, mode="online")
+    run = Run(tmp_path, steps=20, args=("print_env=1", "wandb_fails=1"), wandb=online)
+    with run.attempt(scratch=with_key(run)) as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert (handover["starts"], handover["failure"]["class"], modes(attempt)) == (2, "wandb", ["online", "offline"])
+    (warning,) = handover["warnings"]
+    assert "W&B's client ended the trainer" in warning and "segue wandb sync" in warning
 
 
 @pytest.mark.slow

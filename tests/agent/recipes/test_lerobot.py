@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from agent.config import Wandb
 from agent.errors import BadInput
 from agent.recipes.base import Progress, Start
 from agent.recipes.lerobot import LeRobot
+from agent.wandb_run import as_told, offline_runs
 from tests.agent.recipes.starts import DATASET, dataset_at, saved, start_of, steps, value
 
 WHOLE = (
@@ -53,6 +55,39 @@ def test_resumed_start_takes_the_restored_configuration_and_this_directory(scrat
     assert value(words, "--output_dir") == str(scratch / "lerobot")
     assert value(words, "--batch_size") == "8"
     assert not [word for word in words if word.startswith("--policy.")]  # it is in the configuration
+
+
+def test_wandb_client_is_told_by_arguments_what_the_agent_decided(scratch: Path) -> None:
+    """What the trainer itself gives to wandb.init goes before WANDB_MODE, WANDB_ENTITY and WANDB_NAME."""
+    wandb = Wandb("arms", "arm-1", entity="lab", name="shown", mode="auto")
+    for decided in ("online", "offline"):
+        one = as_told(start(scratch, wandb=wandb), {"WANDB_MODE": decided})
+        words = LeRobot().command(one)
+        told = ("--wandb.enable", "--wandb.project", "--wandb.run_id", "--wandb.entity", "--job_name", "--wandb.mode")
+        assert [value(words, name) for name in told] == ["true", "arms", "arm-1", "lab", "shown", decided]
+    assert value(LeRobot().command(start(scratch)), "--wandb.enable") == "false"
+
+
+def test_own_arguments_for_wandb_stay_but_none_goes_online_where_that_cannot_work(scratch: Path) -> None:
+    own = ("--policy.type=act", "--wandb.project=mine", "--wandb.enable=true", "--wandb.mode=online")
+    words = LeRobot().command(start(scratch, args=own, wandb=Wandb("arms", "arm-1", mode="offline")))
+    assert value(words, "--wandb.project") == "mine"
+    assert [word for word in words if word.startswith(("--wandb.enable", "--wandb.mode"))] == [
+        "--wandb.enable=true",
+        "--wandb.mode=online",
+        "--wandb.mode=offline",
+    ]
+
+
+def test_offline_files_of_an_earlier_start_are_kept(scratch: Path) -> None:
+    for resume in (start(scratch), resumed(scratch)):
+        run = LeRobot().output(resume) / "wandb" / f"offline-run-20260101_00000{resume.resume_step}-arm-1"
+        run.mkdir(parents=True)
+        (run / "run-arm-1.wandb").write_bytes(b"data")
+        LeRobot().checkpoint_root(resume).mkdir(exist_ok=True)
+        LeRobot().prepare(resume)
+    assert [path.name[-7:] for path in offline_runs(scratch)] == ["0-arm-1", "0-arm-1"]
+    assert not list((scratch / "lerobot").glob("wandb/offline-run-*"))
 
 
 def test_steps_end_a_segment_only_where_no_schedule_is_stretched_over_them(scratch: Path) -> None:
