@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.errors import BadInput
 from cli.main import main
 from dagman import served
 from jobs.serving.client import answers, ask, connected
@@ -135,6 +136,14 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> str:
     last = output.err.splitlines()[-1]
     assert last.startswith("segue: error: ")
     return last
+
+
+@pytest.mark.parametrize("option", ["--dir", "--openpi"])
+def test_home_of_nobody_is_one_sentence(laptop: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    use_config(laptop, "pi0_arm")
+    assert "~nosuch/x: " in refused(capsys, 2, option, "~nosuch/x")
+    with pytest.raises(BadInput, match="--python ~nosuch/x: is not a program"):
+        served.python_of(laptop, Path("~nosuch/x"))
 
 
 def test_the_newest_pulled_step_is_served_and_asked_once(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
