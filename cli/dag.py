@@ -41,4 +41,4 @@ def command(run_toml: Path, to: Path | None, dry_run: bool, accept_change: tuple
     for note in before_submitting(workflow):
         click.echo(f"{workflow.job.run}: {note}", err=True)
     again = [str(run_toml), *(["--to", str(to)] if to else []), *(f"--accept-change={name}" for name in accept_change)]
-    click.echo(f"next: {by_hand(workflow.directory / workflow.dag)}   (or: segue submit {shlex.join(again)})", err=True)
+    click.echo(f"next: {by_hand(workflow.directory / workflow.dag)}   # or segue submit {shlex.join(again)}", err=True)

@@ -130,7 +130,7 @@ class TestNextCommand:
 
     def test_workflow_somewhere_else_is_submitted_by_its_run_toml(self, segue: Segue, run_toml: Path) -> None:
         flow = run_toml.parent / "far" / "flow"
-        assert segue("dag", run_toml, "--to", flow).err.endswith(f"(or: segue submit {run_toml} --to {flow})\n")
+        assert segue("dag", run_toml, "--to", flow).err.endswith(f"   # or segue submit {run_toml} --to {flow}\n")
         assert f"segue submit RUN_TOML --to {flow}" in next_of(segue("status", flow).err)
 
     @pytest.mark.parametrize("left", ["run.dag.condor.sub", "run.dag.dagman.log", "run.dag.rescue001"])
@@ -138,9 +138,9 @@ class TestNextCommand:
         self, segue: Segue, run_toml: Path, left: str
     ) -> None:
         dag = run_toml.parent / "run" / "run.dag"
-        assert f"next: condor_submit_dag {dag}   (or: " in segue("dag", run_toml).err
+        assert f"next: condor_submit_dag {dag}   # or " in segue("dag", run_toml).err
         (dag.parent / left).touch()
-        assert f"next: condor_submit_dag -f {dag}   (or: segue submit {run_toml})" in segue("dag", run_toml).err
+        assert f"next: condor_submit_dag -f {dag}   # or segue submit {run_toml}" in segue("dag", run_toml).err
 
     def test_more_steps_that_run_toml_asks_for_now_are_the_next_step(self, segue: Segue, run_toml: Path) -> None:
         assert segue("dag", run_toml).code == 0
