@@ -1,5 +1,8 @@
 """A trainer that makes no step any more: noticed, its stacks written down, then ended like a crash.
 
+Many trainers report only each hundredth step, and say nothing of steps while they save, evaluate or compile: so what counts as long is
+learned from their own reports, and one that says anything at all gets more time.
+
 The stacks come from two sides: what the kernel knows of every process below (state, where it waits), and Python's faulthandler, which
 is switched on by PYTHONFAULTHANDLER=1 and writes all threads' stacks on SIGABRT.
 """
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
 
 _DUMP_GRACE_S = 5.0
 _IDLE_SHARE = 0.02
+_GAPS = 3.0
+"""So many times the longest time between two reports is no pause any more."""
+_TALKING = 12.0
+"""So much longer a trainer may make no step that still prints lines, an evaluation's for example."""
+_START_S = 1800.0
+"""A start that takes longer, prints nothing and makes no step hangs, whatever its processors do: a deadlock of NCCL or XLA spins."""
 
 
 def memory_kills() -> int:
@@ -95,30 +104,47 @@ class Hang:
         self._cpu_at = (0.0, 0.0)
 
     def limit_s(self, training: Training) -> float:
-        """How long no sign of progress is normal: a multiple of the usual step, or of start-up before the first step."""
-        usual = (
-            self._pace.startup_s
-            if training.clock.first is None
-            else (training.clock.step_s() or self._pace.step_s) + self._pace.save_s
-        )
-        return max(self._job.hang_min_s, self._job.hang_factor * usual)
+        """How long no sign of progress is normal."""
+        if training.clock.first is None:
+            return min(self._usual_start_s(), self._longest_start_s(training))
+        usual = (training.clock.step_s() or self._pace.step_s) + self._pace.save_s
+        if training.reports > 1:
+            pauses = _GAPS * training.gap_s
+        else:  # how far apart its reports are is not known yet
+            pauses = min(self._job.hang_factor * training.gap_s, max(_START_S, _GAPS * training.gap_s))
+        return max(self._job.hang_min_s, self._job.hang_factor * usual, pauses)
+
+    def _usual_start_s(self) -> float:
+        return max(self._job.hang_min_s, self._job.hang_factor * self._pace.startup_s)
+
+    def _longest_start_s(self, training: Training) -> float:
+        """For a start in which nothing is printed."""
+        first = self._pace.startup_s + (training.reports_every or 0) * self._pace.step_s
+        return max(self._job.hang_min_s, _START_S, _GAPS * first)
 
     def sign(self, training: Training) -> None:
         """Something went forward (a checkpoint was finished): start counting anew."""
         training.sign()
 
     def look(self, training: Training, attempt: Attempt) -> None:
-        """End the trainer when it makes no step; only an idle one when it never reported any step at all."""
-        silent = attempt.loop.awake() - training.last_sign
+        """End the trainer when it makes no step any more, or none at all."""
+        now = attempt.loop.awake()
+        silent = now - training.last_sign
         limit = self.limit_s(training)
         if self.hung or training.stopped_by_agent or silent < limit:
             return
         processes = family(training.keeper.pid)
-        if training.clock.first is None and not self._idle(attempt.loop.awake(), processes, limit):
+        quiet = now - training.last_line
+        if training.clock.first is None:
+            idle = self._idle(now, processes, limit)
+            if not (self._quiet_start(training, silent, quiet, idle) or (idle and silent >= self._usual_start_s())):
+                return
+        elif quiet < limit and silent < _TALKING * limit:
             return
         self.hung = True
         attempt.warn(
-            f"no step for {silent:.0f} s after step {training.step} (usual: less than {limit:.0f} s): the trainer hangs, its stacks follow"
+            f"no step for {silent:.0f} s after step {training.step} (usual: less than {limit:.0f} s): the trainer hangs, its stacks follow; "
+            "if it was at work, raise agent.hang_min_s in run.toml"
         )
         for line in kernel_stacks(processes):
             attempt.say(line)
@@ -126,6 +152,10 @@ class Hang:
         training.stopped_by_agent = True
         training.keeper.abort()
         training.loop_after(_DUMP_GRACE_S, training.keeper.kill)
+
+    def _quiet_start(self, training: Training, silent: float, quiet: float, idle: bool) -> bool:
+        """Whether nothing came for too long from a trainer that is idle, or is known to report its steps in lines."""
+        return min(silent, quiet) >= self._longest_start_s(training) and (idle or training.reports_every is not None)
 
     def _idle(self, now: float, processes: list[int], limit: float) -> bool:
         """Whether the trainer used next to no processor time for ``limit`` seconds; a trainer that compiles does not hang."""

@@ -354,7 +354,7 @@ def test_a_suspended_agent_takes_nothing_for_silent(loop: Loop, monkeypatch: pyt
     assert loop.awake() - before < 60
     # and no trainer hangs for them
     hang = Hang(JobConfig("r", "/staging", 10, "command", hang_min_s=60.0), Pace(startup_s=0.0), 0)
-    training: Any = SimpleNamespace(last_sign=before, clock=StepClock(), stopped_by_agent=False, keeper=None)
+    training: Any = SimpleNamespace(last_sign=before, clock=StepClock(), stopped_by_agent=False, reports_every=None)
     attempt: Any = SimpleNamespace(loop=loop)
     hang.look(training, attempt)
     assert not hang.hung
