@@ -17,7 +17,7 @@ from agent.pack import members
 from agent.recipes import recipe
 from agent.recipes.checks import check_dataset, is_lerobot_dataset
 from agent.store.claims import differences
-from dagman import submit, workflow
+from dagman import openpi_stats, submit, workflow
 from dagman.code import Checkout
 from dagman.inputs import InputRequest, read_record, resolve_inputs
 from dagman.paths import absolute, beside
@@ -255,6 +255,7 @@ def prepare(asked: Asked, to: Path | None = None, accept_change: Sequence[str] =
     check_fingerprint(asked, fingerprint(spec, inputs, code), accept_change)
     key, said = wandb_key(asked, keep)
     said += _not_staged(asked, inputs)
+    said += openpi_stats.note(spec, checkout)
     job = job_config(spec, site, asked.plan, asked.staging, inputs, code, accept_change, key.name if key else None)
     urls = tuple(entry.archive if entry.travels == "plain" else entry.travels for entry in inputs if entry.travels)
     places = submit.Places(directory, search_path(site), key, urls, code.archive if code and code.travels else "")

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.errors import BadInput
 from agent.recipes.environment import OPENPI_HOME
+from dagman.openpi_stats import planned
 from dagman.prepare import Asked
 from dagman.site import load_site, shipped_sites
 from dagman.spec import secret_options
@@ -79,6 +80,7 @@ def _of_trainer(asked: Asked) -> list[str]:
                 "data.assets: PaliGemma's tokenizer is not among them and jobs cannot download it; unless your image has it, add "
                 f'{{ source = "paligemma_tokenizer.model", target = "{OPENPI_HOME}/big_vision" }}'
             )
+        found += planned(spec, asked.run_toml.parent)
         if options.get("fresh_seed", True):
             found.append(
                 "trainer.options.fresh_seed: each attempt gets its own --seed, because OpenPI starts its data order anew at every resume"

@@ -20,6 +20,7 @@ from agent.norm_stats import ASSETS
 from agent.recipes import checks, environment
 from agent.recipes.base import Finished, Progress, Recipe, Start
 from agent.recipes.directories import numbered, remove
+from agent.recipes.openpi_stats import CONFIGS, needs_own
 from agent.recipes.options import leave_alone, named, only_known, option
 
 OPTIONS = (
@@ -180,10 +181,22 @@ class OpenPIBase(Recipe):
 
     def _norm_stats_are_there(self, start: Start) -> None:
         config = self.assets(start) / self.config(start.job)
-        if start.job.options.get("norm_stats") and next(config.rglob("norm_stats.json"), None) is None:
+        if next(config.rglob("norm_stats.json"), None) is not None:
+            return
+        if start.job.options.get("norm_stats"):
             raise BadInput(
                 f"{config}: no norm_stats.json below it, and options.norm_stats is set: node norm_stats should have computed them "
-                "(those of another dataset, code or config are not taken): look at logs/norm_stats.err in the workflow directory, `segue submit` runs it again"
+                "(those of another dataset, code or config are not taken): look at logs/norm_stats.err in the workflow directory; `segue "
+                "submit` runs it again"
+            )
+        try:
+            text = (self.working_directory(start) / CONFIGS).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return
+        if needs_own(start.job.options, start.job.args, text):
+            raise BadInput(
+                f"{config}: no norm_stats.json below it, where OpenPI's config {self.config(start.job)!r} reads its normalisation statistics: set "
+                "trainer.options.norm_stats = true in run.toml, or let them travel with the code (OpenPI's .gitignore names assets/)"
             )
 
     def _place_tokenizer(self, start: Start) -> None:
