@@ -24,7 +24,7 @@ def command(run_toml: Path, as_json: bool) -> None:
     plan, spec, site = asked.plan, asked.spec, asked.site
     found, said = foresee_or_say(asked)
     room = None if plan.moving else needed(asked)
-    notes = [*warnings(asked), *said, *(too_much(asked, room) if room else ())]
+    notes = [*said, *(too_much(asked, room) if room else ()), *warnings(asked)]
     if as_json:
         click.echo(
             json.dumps(

@@ -80,10 +80,13 @@ def too_much(asked: Asked, wanted: Need) -> list[str]:
     if wanted.bytes is not None and wanted.limit_bytes is not None and wanted.bytes > wanted.limit_bytes:
         own = asked.spec.budget.gb is not None
         remedy = "give more" if own else "ask for a larger quota and say it as budget.gb"
+        retention = asked.spec.retention
+        if retention.keep > 2 or retention.every or retention.best:
+            remedy += ", or keep fewer checkpoints ([retention])"
         found.append(
-            f"{'budget.gb' if own else 'budget'}: {told(wanted)} are {wanted.bytes / _GB:.0f} GB in staging, more than "
-            f"{wanted.limit} ({wanted.limit_bytes / _GB:g} GB): {remedy}, or lower [retention]; else a checkpoint will find no room and "
-            "the run stands still"
+            f"{'budget.gb' if own else 'budget'}: {told(wanted)} are {_gb(wanted.bytes)} in staging, more than "
+            f"{wanted.limit} ({_gb(wanted.limit_bytes)}): {remedy}; else a checkpoint will find "
+            "no room, and the run cannot go on from it"
         )
     items = wanted.checkpoints + wanted.inputs + _OTHER_ITEMS
     if wanted.limit_items is not None and items > wanted.limit_items:
@@ -94,8 +97,12 @@ def too_much(asked: Asked, wanted: Need) -> list[str]:
     return found
 
 
+def _gb(count: int) -> str:
+    return f"{round(count / _GB, 2):g} GB"
+
+
 def told(wanted: Need) -> str:
     """What takes the room, for sentences."""
-    size = "" if wanted.checkpoint_bytes is None else f" of {wanted.checkpoint_bytes / _GB:.3g} GB ({wanted.known_by})"
-    inputs = f" and inputs of {wanted.inputs_bytes / _GB:.3g} GB" if wanted.inputs else ""
+    size = "" if wanted.checkpoint_bytes is None else f" of {_gb(wanted.checkpoint_bytes)} ({wanted.known_by})"
+    inputs = f" and inputs of {_gb(wanted.inputs_bytes)}" if wanted.inputs else ""
     return f"{wanted.checkpoints} checkpoints{size}{inputs}"
