@@ -29,6 +29,7 @@ from dagman.prepare import (
     wandb_key,
 )
 from dagman.spec import workflow_directory
+from dagman.write import check_unoccupied
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def refusals(asked: Asked) -> tuple[Refusal, ...]:
 
 
 def _checks(asked: Asked) -> Iterator[Check]:
-    yield "", False, partial(check_directory, asked, workflow_directory(asked.spec, asked.run_toml))
+    directory = workflow_directory(asked.spec, asked.run_toml)
+    yield "", False, partial(check_directory, asked, directory)
+    yield "", False, partial(check_unoccupied, directory)
     yield "data", True, partial(requests, asked.spec, asked.run_toml)
     yield "data", True, partial(read_record, record_path(asked.run_toml))
     for request in _requests(asked):

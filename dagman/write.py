@@ -74,6 +74,16 @@ def _runs(process: Path, dag: Path, begun: bool) -> bool:
     return False
 
 
+def check_unoccupied(directory: Path) -> None:
+    """BadInput when something else than a workflow lies there."""
+    # An attempt to write that failed half-way has no job.json, but the placeholder's directory, which is made first.
+    ours = (directory / "job.json").exists() or (directory / "placeholder").is_dir()
+    if directory.is_dir() and not ours and any(directory.iterdir()):
+        raise BadInput(
+            f"{directory}: exists, is not empty and is no workflow directory: move it, or give another with --to"
+        )
+
+
 def write_workflow(workflow: Workflow) -> list[Path]:
     """Write all files and build the zipapps; returns their paths. SegueError when the disk refuses, BadInput when the DAG is running."""
     from agent.bundle import build_agent, build_jobs
@@ -82,12 +92,7 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     who = running_dagman(directory, workflow.dag)
     if who is not None:
         raise BadInput(f"{directory}: this workflow is running {who}, then generate again")
-    # An attempt to write that failed half-way has no job.json, but the placeholder's directory, which is made first.
-    ours = (directory / "job.json").exists() or (directory / "placeholder").is_dir()
-    if directory.exists() and not ours and any(directory.iterdir()):
-        raise BadInput(
-            f"{directory}: exists, is not empty and is no workflow directory: move it, or give another with --to"
-        )
+    check_unoccupied(directory)
     written = []
     try:
         for sub in ("placeholder", "handovers", "logs", "scripts"):

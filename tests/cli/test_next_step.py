@@ -397,6 +397,12 @@ class TestFirstSubmission:
         assert asked.code == 0 and f"will refuse: {tmp_path / 'run'}: DAGMan refuses to keep its log under" in asked.err
         assert next_of(asked.err).startswith("correct ")
 
+    def test_directory_of_something_else(self, segue: Segue, run_toml: Path) -> None:
+        (run_toml.parent / "run").mkdir()
+        (run_toml.parent / "run" / "thesis.tex").write_text("")
+        assert "will refuse: " in segue("plan", run_toml).err
+        assert segue("dag", run_toml).code == 2
+
     def test_what_init_wrote_lacks_its_data(self, segue: Segue, workdir: Path) -> None:
         assert segue("init", workdir / "loc", "--site", "local").code == 0
         asked = segue("plan", workdir / "loc")
