@@ -137,7 +137,8 @@ class Publisher:
         if not thoroughly and seen == self._seen and now < self._full_at:
             return
         self._seen = seen
-        found = [one for one in self._recipe.finished(self._start) if one.step > self.finished_step]
+        start = replace(self._start, secured_step=self._secured_step)
+        found = [one for one in self._recipe.finished(start) if one.step > self.finished_step]
         self._full_every = max(_FULL_LOOK_S, (time.monotonic() - now) * _COST_SHARE)
         self._full_at = now + self._full_every
         if found:

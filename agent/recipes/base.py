@@ -35,6 +35,8 @@ class Start:
     epoch: int
     start_number: int = 1
     gpus: int = 0
+    secured_step: int = 0
+    """Step of the newest checkpoint that is a commit or has its snapshot: the trainer's own files of it and of older ones may go."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ def remove(path: Path) -> None:
 def thin_out(start: Start, found: list[Finished], keep: int = 2) -> list[Finished]:
     """Remove older finished checkpoints of a trainer that never does: a full scratch disk ends the job.
 
-    The newest ``keep`` stay, and steps that retention.every wants published. Returns those that stay. What cannot be removed stays in
-    scratch: no reason to stop a training.
+    The newest ``keep`` stay, and what retention.every wants published until there is a snapshot of it. Returns those that stay. What cannot
+    be removed stays in scratch: no reason to stop a training.
     """
-    beyond = [one.step for one in found if one.step > start.resume_step]
-    wanted = first_at_each(beyond, start.job.retention.every, start.resume_step)
+    before = max(start.resume_step, start.secured_step)
+    wanted = first_at_each([one.step for one in found if one.step > before], start.job.retention.every, before)
     staying = [one for one in found[:-keep] if one.step in wanted]
     for one in found[:-keep]:
         if one not in staying:

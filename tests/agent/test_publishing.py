@@ -142,8 +142,11 @@ def test_several_that_finish_between_two_looks_lose_none_that_retention_wants(lo
     for step in (30, 35, 51, 55, 60, 71, 75):
         saved(tmp_path / "checkpoints", str(step), ("weights",))
 
+    secured: list[int] = []
+
     class Vanishing(Plain):
         def finished(self, start: Start) -> list[Finished]:
+            secured.append(start.secured_step)
             return [replace(one, paths=("gone",)) if one.step == 51 else one for one in super().finished(start)]
 
     done: list[int] = []
@@ -160,6 +163,7 @@ def test_several_that_finish_between_two_looks_lose_none_that_retention_wants(lo
     publisher.look(thoroughly=True)
     assert loop.run_until(lambda: publisher.idle and publisher.committed_step == 75, time.monotonic() + DEADLINE_S)
     assert sorted(done) == [55, 75]
+    assert sorted(set(secured)) == [30, 55, 75] and secured == sorted(secured)  # what is before, the recipe may remove
 
 
 def test_a_look_that_fails_after_a_good_snapshot_ends_nothing(loop: Loop, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def test_old_checkpoints_are_removed_because_the_trainer_never_does(scratch: Pat
     kept = with_job(start(scratch), retention=RetentionRule(2, every=15))
     assert steps(OpenPIPyTorch().finished(kept)) == [(20, "20"), (30, "30"), (40, "40")]
     assert sorted(path.name for path in root.iterdir()) == ["20", "30", "40"]
+    secured = replace(kept, secured_step=20)  # its links are enough, and each takes 50 GB of scratch otherwise
+    assert steps(OpenPIPyTorch().finished(secured)) == [(30, "30"), (40, "40")]
+    saved(root, "35", WHOLE)
+    assert steps(OpenPIPyTorch().finished(secured)) == [(30, "30"), (35, "35"), (40, "40")]
 
 
 def test_half_written_saves_are_removed_before_a_start(scratch: Path) -> None:
