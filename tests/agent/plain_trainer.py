@@ -2,8 +2,8 @@
 
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
-no other end than the run's), saves_until (no checkpoint after that step), prefix (of its checkpoints' names), beyond (goes on to that step,
-whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all checkpoints when a file `lose` is there, and
+no other end than the run's), saves_until (no checkpoint after that step), wait_at (waits before that step for a file `go` in HOME), prefix (of
+its checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all checkpoints when a file `lose` is there, and
 crashes), wandb_fails (as W&B's client does when it is online without a network).
 """
 
@@ -77,6 +77,9 @@ def train() -> None:
         while step < last:
             if step + 1 == int(number("lose_at")):
                 lose_all(step + 1)
+            while step + 1 == int(number("wait_at")) and not (Path.home() / "go").exists():
+                check_workers(workers)
+                time.sleep(0.01)
             if step + 1 == int(number("crash_at")):
                 raise RuntimeError(f"boom in step {step + 1}")
             if step + 1 == int(number("xid_at")):

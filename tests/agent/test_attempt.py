@@ -176,11 +176,12 @@ def test_nothing_survives_sigkill_of_the_agent_and_the_next_attempt_goes_on(tmp_
 
 @pytest.mark.parametrize("victim", ["trainer", "worker", "keeper"])
 def test_a_killed_process_is_restarted_within_the_attempt(tmp_path: Path, victim: str) -> None:
-    run = Run(tmp_path, steps=150, args=("step_s=0.01", "workers=1"), save_interval=20)
+    run = Run(tmp_path, steps=150, args=("step_s=0.01", "workers=1", "wait_at=50"), save_interval=20)
     with run.attempt() as attempt:
         attempt.saw("published step")
         keeper, trainer, worker = attempt.family()
         os.kill({"trainer": trainer, "worker": worker, "keeper": keeper}[victim], signal.SIGKILL)
+        (attempt.scratch / "go").touch()
         attempt.saw("start 2")
         assert not any(alive(pid) for pid in (keeper, trainer, worker))
         assert attempt.end() == 0
