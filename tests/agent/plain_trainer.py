@@ -3,8 +3,8 @@
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
 no other end than the run's), saves_until (no checkpoint after that step), wait_at (waits before that step for a file `go` in HOME), prefix (of
-its checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume), lose_at (removes all checkpoints when a file `lose` is there, and
-crashes), wandb_fails (as W&B's client does when it is online without a network).
+its checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume),
+lose_at (removes all checkpoints when a file `lose` is there, and crashes), wandb_fails (as W&B's client does when it is online without a network).
 """
 
 from __future__ import annotations
