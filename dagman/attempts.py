@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from dagman import events as ev
 from dagman.events import Event
 
+_CUT_OFF = "disconnected: "
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -31,6 +33,11 @@ class Attempt:
     reason: str | None = None
     epoch: int | None = None
     earlier: bool = False
+
+    @property
+    def cut_off(self) -> bool:
+        """Its machine does not answer, and HTCondor has not given it up."""
+        return self.outcome == "running" and (self.reason or "").startswith(_CUT_OFF)
 
 
 @dataclass
@@ -72,7 +79,7 @@ def _apply(job: Job, event: Event) -> None:
         _close(job, event, "lost", event.text("Message", "Reason"))
         job.state = "queued"
     elif kind == ev.DISCONNECTED:
-        _note(job, "disconnected: " + (event.text("DisconnectReason") or "the machine does not answer"))
+        _note(job, _CUT_OFF + (event.text("DisconnectReason") or "the machine does not answer"))
     elif kind == ev.RECONNECTED:
         _note(job, None)
     elif kind == ev.TERMINATED:

@@ -306,6 +306,12 @@ def _next(
     if held is not None:
         return _release(held, jobs[held][-1])
     for segment in segments:
+        if segment.state == "running" and segment.attempts[-1].cut_off:
+            where = segment.attempts[-1].machine or "its machine"
+            return (
+                f"{segment.node} is cut off from {where}; HTCondor waits for it as long as the job's lease (40 minutes unless the pool says "
+                "otherwise), then the segment goes on elsewhere"
+            )
         if segment.state == "running":
             return f"{segment.node} trains to step {steps}" if step < steps else f"{segment.node} ends"
         if segment.state == "queued":

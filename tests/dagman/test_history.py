@@ -118,6 +118,7 @@ def test_lost_connection_is_told_while_it_lasts_and_ends_either_way(
     assert history.segments[0].attempts[0].reason == (
         "disconnected: Socket between submit and execute hosts closed unexpectedly"
     )
+    assert history.next.startswith("segment_000 is cut off from ") and "the job's lease" in history.next
     log.reconnect(3, 30)
     assert seen(tmp_path, log, running).segments[0].attempts[0].reason is None
     log.disconnect(3, 40).reconnect_failed(3, 50).evict(3, 50, "Job not found at execution machine", 1008).execute(
