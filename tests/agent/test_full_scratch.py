@@ -31,6 +31,9 @@ class Still:
     def __init__(self, *_: object) -> None:
         pass
 
+    def awake(self) -> float:
+        return 0.0
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
