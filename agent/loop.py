@@ -119,6 +119,9 @@ class Loop:
         woke = time.monotonic()
         if due and (late := woke - max(self._woke, min(due))) > _ASLEEP_S:
             self._asleep_s += late
+            for timer in self._timers:
+                if timer.every is None:  # a grace that nobody could use is not over
+                    timer.at += late
         self._woke = woke
         for key, _ in events:
             if key.fileobj in self._selector.get_map():  # an earlier callback of this round may have closed it

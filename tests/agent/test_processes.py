@@ -334,6 +334,17 @@ def test_progress_bars_and_lines_are_told_apart(loop: Loop, tmp_path: Path) -> N
     assert (tmp_path / "log").read_bytes() == b"step 1\rstep 2\rstep 3\nlast"
 
 
+def test_a_grace_does_not_pass_while_the_job_is_suspended(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = 0.0
+    monkeypatch.setattr("agent.loop.time.monotonic", lambda clock=time.monotonic: clock() + ahead)
+    called: list[bool] = []
+    loop.after(0.5, lambda: called.append(True))
+    ahead = 7200.0
+    loop.once(0.0)
+    assert not called, "nobody could use those hours"
+    assert loop.run_until(lambda: bool(called)), "what is left of it passes as ever"
+
+
 def test_a_suspended_agent_takes_nothing_for_silent(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an errand that says nothing for a moment, and a clock that went on by hours before the next event
     ahead = 0.0
