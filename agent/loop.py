@@ -121,7 +121,7 @@ class Loop:
             self._asleep_s += late
             for timer in self._timers:
                 if timer.every is None:  # a grace that nobody could use is not over
-                    timer.at += late
+                    timer.at += woke - self._woke
         self._woke = woke
         for key, _ in events:
             if key.fileobj in self._selector.get_map():  # an earlier callback of this round may have closed it
