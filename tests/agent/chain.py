@@ -6,14 +6,13 @@ import json
 import os
 import sys
 import tarfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from agent.config import dump
 from agent.processes import descendants, parents
 from dagman.pool import EmbeddedPool
 from tests.agent.support import ROOT, Run
+from tests.watched import Watched
 
 PATIENCE_S = 90.0
 
@@ -42,7 +41,7 @@ queue
 """
 
 
-class Chain:
+class Chain(Watched):
     """``segments`` nodes in a line; a node whose agent is killed is tried again, exit 78 is final."""
 
     def __init__(
@@ -57,6 +56,7 @@ class Chain:
         self.pool = pool
         self.run = run
         self.directory = run.directory
+        super().__init__(self.directory / "chain.dag", run.store, PATIENCE_S)
         self._write(segments, {"more_inputs": more_inputs, "more_outputs": more_outputs, "more_lines": more_lines})
 
     def _write(self, segments: int, more: dict[str, str]) -> None:
@@ -89,47 +89,8 @@ class Chain:
         assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
         return str(done.stdout)
 
-    def ended(self) -> str:
-        """DAGMan's exit status once it is over, empty before."""
-        path = self.directory / "chain.dag.dagman.out"
-        text = path.read_text(errors="replace") if path.exists() else ""
-        place = text.rfind("EXITING WITH STATUS")
-        return text[place:].split()[3] if place >= 0 else ""
-
-    def wait(self, what: str, reached: Callable[[], object]) -> None:
-        """Wait for an event; the chain must not end before."""
-        until = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert time.monotonic() < until and not self.ended(), f"{what} did not happen\n{self.said()}"
-            time.sleep(0.05)
-
-    def wait_for_end(self) -> str:
-        until = time.monotonic() + PATIENCE_S
-        while not self.ended():
-            assert time.monotonic() < until, f"the chain did not end\n{self.said()}"
-            time.sleep(0.1)
-        return self.ended()
-
-    def said(self) -> str:
-        """For a failed test: the ends of the event log and of what the jobs wrote."""
-        paths = [self.directory / "events.log", *sorted(self.directory.glob("segment-*.err"))]
-        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in paths if path.exists())
-
-    def epoch(self) -> int:
-        claims = [path.stem for path in (self.run.store / "epochs").glob("[0-9]*")]
-        return max((int(stem) for stem in claims), default=0)
-
-    def newest(self) -> tuple[int, int]:
-        """(epoch, step) of the newest commit."""
-        found = [(0, 0)]
-        for path in (self.run.store / "checkpoints").glob("[0-9]*.e*.tar"):
-            step, _, epoch = path.name[: -len(".tar")].partition(".e")
-            found.append((int(epoch), int(step)))
-        return max(found)
-
-    def running(self) -> None:
-        """Wait until the newest attempt has published something of its own."""
-        self.wait("a commit of the newest attempt", lambda: self.epoch() > 0 and self.newest()[0] == self.epoch())
+    def logs(self) -> list[Path]:
+        return [self.directory / "events.log", *sorted(self.directory.glob("segment-*.err"))]
 
     def processes(self) -> list[int]:
         """All of agent and trainer that run in this pool's execute directory."""
@@ -178,9 +139,9 @@ class Chain:
         raise AssertionError("the running job has no shadow")
 
     def final_state(self) -> str:
-        epoch, step = self.newest()
-        with tarfile.open(self.run.store / "checkpoints" / f"{step:09d}.e{epoch:06d}.tar") as tar:
-            file = tar.extractfile(f"{step}/state.json")
+        """The trainer's state in the newest commit."""
+        with tarfile.open(self.newest_path()) as tar:
+            file = tar.extractfile(f"{self.newest()[1]}/state.json")
             assert file is not None
             return str(json.load(file)["state"])
 

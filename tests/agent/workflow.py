@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agent.processes import descendants, parents
 from dagman.pool import EmbeddedPool
+from tests.watched import Watched
 
 PATIENCE_S = 240.0
 SEGUE = (sys.executable, "-m", "cli.main")
@@ -50,7 +49,7 @@ def same(first: Path, second: Path) -> dict[str, Any]:
     return found
 
 
-class Workflow:
+class Workflow(Watched):
     """One run in `directory`, named `run`; ``toml`` is its run.toml without name and site."""
 
     def __init__(self, pool: EmbeddedPool, directory: Path, toml: str, name: str = "run", site: str = "local") -> None:
@@ -59,12 +58,12 @@ class Workflow:
         self.toml.write_text(f'name = "{name}"\nsite = "{site}"\n{toml}', encoding="utf-8")
         self.directory = directory / name
         self.name = name
-        self.store = directory / "staging" / "segue" / name
+        super().__init__(self.directory / f"{name}.dag", directory / "staging" / "segue" / name, PATIENCE_S)
 
     def submit(self) -> None:
         """`segue dag`, then HTCondor's own condor_submit_dag."""
         self.tool(*SEGUE, "dag", str(self.toml))
-        self.tool("condor_submit_dag", str(self.directory / f"{self.name}.dag"))
+        self.tool("condor_submit_dag", str(self.dag))
 
     def tool(self, *command: str, **environment: str) -> str:
         """A command against the pool, which must succeed; its stdout."""
@@ -83,53 +82,8 @@ class Workflow:
         paths = sorted((self.directory / "handovers").glob("segment-*.json"))
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
-    def ended(self) -> str:
-        """DAGMan's exit status once it is over, empty before."""
-        path = self.directory / f"{self.name}.dag.dagman.out"
-        text = path.read_text(errors="replace") if path.exists() else ""
-        place = text.rfind("EXITING WITH STATUS")
-        return text[place:].split()[3] if place >= 0 else ""
-
-    def wait(self, what: str, reached: Callable[[], object]) -> None:
-        """Wait for an event; the workflow must not end before."""
-        until = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert time.monotonic() < until and not self.ended(), f"{what} did not happen\n{self.said()}"
-            time.sleep(0.1)
-
-    def wait_for_end(self, patience_s: float = PATIENCE_S) -> str:
-        """DAGMan's exit status."""
-        until = time.monotonic() + patience_s
-        while not self.ended():
-            assert time.monotonic() < until, f"the workflow did not end\n{self.said()}"
-            time.sleep(0.2)
-        return self.ended()
-
-    def said(self) -> str:
-        """For a failed test: the ends of the event log and of what the jobs wrote."""
-        paths = [self.directory / "events.log", *sorted((self.directory / "logs").glob("*.err"))]
-        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in paths if path.exists())
-
-    def epoch(self) -> int:
-        """The newest attempt's."""
-        return max((int(path.stem) for path in (self.store / "epochs").glob("[0-9]*")), default=0)
-
-    def newest(self) -> tuple[int, int]:
-        """(epoch, step) of the newest commit."""
-        found = [(0, 0)]
-        for path in (self.store / "checkpoints").glob("[0-9]*.e*.tar"):
-            step, _, epoch = path.name[: -len(".tar")].partition(".e")
-            found.append((int(epoch), int(step)))
-        return max(found)
-
-    def newest_path(self) -> Path:
-        """Its archive."""
-        epoch, step = self.newest()
-        return self.store / "checkpoints" / f"{step:09d}.e{epoch:06d}.tar"
-
-    def running(self) -> None:
-        """Wait until the newest attempt has published something of its own."""
-        self.wait("a commit of the newest attempt", lambda: self.epoch() > 0 and self.newest()[0] == self.epoch())
+    def logs(self) -> list[Path]:
+        return [self.directory / "events.log", *sorted((self.directory / "logs").glob("*.err"))]
 
     def job_id(self) -> str:
         """Of the job that is in the queue now."""

@@ -10,8 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 from agent.processes import parents
 from dagman.pool import EmbeddedPool
+from tests.watched import Watched
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -77,7 +77,7 @@ class Told:
     batches: Sequence[str]
 
 
-class RealChain:
+class RealChain(Watched):
     """A run directory; ``tables`` are run.toml's, as TOML text below the common ones."""
 
     def __init__(self, pool: EmbeddedPool, directory: Path, name: str, steps: int, text: str) -> None:
@@ -89,7 +89,7 @@ class RealChain:
         tail = '\n[segments]\nclass = "short"\nsave_interval = 10\nreserve = 6\n'
         (directory / "run.toml").write_text(head + text + tail, encoding="utf-8")
         self.workflow = directory / name
-        self.store = directory / "staging/segue" / name
+        super().__init__(self.workflow / f"{name}.dag", directory / "staging/segue" / name, PATIENCE_S)
 
     def segue(self, *words: str) -> str:
         """A command of segue, which must succeed; its output."""
@@ -108,48 +108,11 @@ class RealChain:
         dag = self.segue("dag", "run.toml").strip()
         self.tool("condor_submit_dag", dag)
 
-    def ended(self) -> str:
-        """DAGMan's exit status once it is over, empty before."""
-        path = self.workflow / f"{self.name}.dag.dagman.out"
-        text = path.read_text(errors="replace") if path.exists() else ""
-        place = text.rfind("EXITING WITH STATUS")
-        return text[place:].split()[3] if place >= 0 else ""
-
-    def wait(self, what: str, reached: Callable[[], object]) -> None:
-        """Wait for an event; the chain must not end before."""
-        until = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert time.monotonic() < until and not self.ended(), f"{what} did not happen\n{self.said()}"
-            time.sleep(0.2)
-
-    def wait_for_end(self) -> None:
-        """Until DAGMan is over, with success."""
-        until = time.monotonic() + PATIENCE_S
-        while not self.ended():
-            assert time.monotonic() < until, f"the chain did not end\n{self.said()}"
-            time.sleep(0.5)
-        assert self.ended() == "0", self.said()
-
-    def said(self) -> str:
-        """For a failed test: the ends of what the nodes wrote."""
+    def logs(self) -> list[Path]:
         logs = self.workflow / "logs"
-        paths = [*sorted(logs.glob("*.err")), *sorted(logs.glob("*.out"))]
-        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-2500:]}" for path in paths)
+        return [*sorted(logs.glob("*.err")), *sorted(logs.glob("*.out"))]
 
     # --- disturbances ---------------------------------------------------------------------------------------------
-
-    def commits(self) -> list[str]:
-        """Names of the commits in staging, oldest step first."""
-        root = self.store / "checkpoints"
-        return sorted(path.name for path in root.glob("[0-9]*.tar")) if root.is_dir() else []
-
-    def epoch(self) -> int:
-        """Of the newest attempt."""
-        return max((int(path.stem) for path in (self.store / "epochs").glob("[0-9]*.json")), default=0)
-
-    def newest(self) -> int:
-        """Epoch of the newest commit."""
-        return max((int(name.split(".e")[1][:6]) for name in self.commits()), default=0)
 
     def segment_publishes(self, number: int) -> None:
         """Wait until that segment's newest attempt has published something of its own."""
@@ -164,12 +127,12 @@ class RealChain:
 
         self.wait(f"the end of segment {number - 1}", ended)
         epoch = epochs[-1]
-        self.wait(f"a commit of segment {number}", lambda: self.epoch() > epoch and self.newest() == self.epoch())
+        self.wait(f"a commit of segment {number}", lambda: self.epoch() > epoch and self.newest()[0] == self.epoch())
 
     def next_attempt_publishes(self) -> None:
         """Wait until a newer attempt than the newest one has published."""
         epoch = self.epoch()
-        self.wait(f"a commit after epoch {epoch}", lambda: self.newest() > epoch)
+        self.wait(f"a commit after epoch {epoch}", lambda: self.newest()[0] > epoch)
 
     def vacate(self) -> None:
         """Evict the running segment, as a machine's owner would."""

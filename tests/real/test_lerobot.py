@@ -60,7 +60,7 @@ def test_chain_resumes_bit_by_bit(interpreter: Path, pool: EmbeddedPool, workdir
     chain.next_attempt_publishes()
     chain.segment_publishes(2)
     chain.kill_agent()
-    chain.wait_for_end()
+    assert chain.wait_for_end() == "0", chain.said()
 
     starts, handovers = chain.starts(), chain.handovers()
     assert len(handovers) >= 3 and handovers[-1]["state"] == "complete"
