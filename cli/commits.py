@@ -118,6 +118,7 @@ def verify(run: str, as_json: bool) -> None:
     name, store, _ = _open(run)
     bad: dict[str, list[str]] = {}
     good: list[str] = []
+    newer = False
     for commit in store.commits():
         try:
             problems = store.verify(commit)
@@ -125,7 +126,7 @@ def verify(run: str, as_json: bool) -> None:
             click.echo(error, err=True)
             continue
         except NewerFormat as error:
-            problems = [str(error)]
+            problems, newer = [str(error)], True
         if problems:
             bad[commit.name] = problems
         else:
@@ -136,10 +137,23 @@ def verify(run: str, as_json: bool) -> None:
         click.echo(json.dumps({"run": name, "good": good, "bad": bad}))
     else:
         click.echo(f"{len(good)} good, {len(bad)} bad", err=True)
-        if bad:
-            click.echo("a restore skips the bad ones by itself; nothing needs to be removed", err=True)
+        for line in _advice(run, store, newer, bool(good)) if bad else ():
+            click.echo(line, err=True)
     if bad:
         raise SystemExit(1)
+
+
+def _advice(run: str, store: Store, newer: bool, some_good: bool) -> list[str]:
+    """What follows from bad commits. Removing is offered with nothing to paste: the last copies may be good and this machine bad."""
+    if newer:
+        return ["nothing is wrong with what a newer segue wrote: verify it with that one"]
+    if some_good:
+        return ["a restore skips the bad ones by itself; nothing needs to be removed"]
+    return [
+        "no restore finds a good one, so the run cannot go on; if another machine finds all of them bad as well, remove "
+        f"{store.root / 'checkpoints'}/*.tar and the run begins anew",
+        f"next: segue verify {shlex.quote(run)}   # on another machine too: this one may read them badly",
+    ]
 
 
 @click.command("prune")

@@ -71,6 +71,42 @@ def test_verify_exits_1_with_the_list_of_the_bad(root: Path) -> None:
     assert list(json.loads(bad.stdout)["bad"]) == ["000000020.e000001.tar"]
 
 
+def test_bad_ones_beside_a_good_one_need_nothing(root: Path) -> None:
+    flip(root / "checkpoints" / "000000030.e000001.tar")
+    done = CliRunner().invoke(verify, [str(root)])
+    assert (done.exit_code, done.stderr) == (
+        1, "2 good, 1 bad\na restore skips the bad ones by itself; nothing needs to be removed\n",
+    )  # fmt: skip
+
+
+def test_without_a_good_one_the_run_cannot_go_on_and_verify_says_so(root: Path) -> None:
+    for step in (10, 20, 30):
+        flip(root / "checkpoints" / f"{step:09d}.e000001.tar")
+    done = CliRunner().invoke(verify, [str(root)])
+    assert done.exit_code == 1
+    counted, told, following = done.stderr.splitlines()
+    assert counted == "0 good, 3 bad" and "nothing needs to be removed" not in done.stderr
+    assert told.startswith("no restore finds a good one, so the run cannot go on")
+    assert f"remove {root}/checkpoints/*.tar and the run begins anew" in told
+    # What is offered to paste removes nothing: this machine may be the one that reads badly.
+    assert following == f"next: segue verify {root}   # on another machine too: this one may read them badly"
+
+
+def test_commits_of_a_newer_segue_are_not_said_to_be_worth_removing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agent.store.errors import NewerFormat
+
+    def newer(self: Store, commit: object) -> list[str]:
+        raise NewerFormat("use a newer segue")
+
+    monkeypatch.setattr(Store, "verify", newer)
+    done = CliRunner().invoke(verify, [str(root)])
+    assert (done.exit_code, done.stderr) == (
+        1, "0 good, 3 bad\nnothing is wrong with what a newer segue wrote: verify it with that one\n",
+    )  # fmt: skip
+
+
 def test_prune_says_first_and_removes_then(root: Path) -> None:
     said = CliRunner().invoke(prune, [str(root), "--keep", "2", "--dry-run", "--json"])
     assert json.loads(said.stdout)["removed"] == ["000000010.e000001.tar"]
