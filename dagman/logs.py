@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import BadInput, SegueError
+from dagman.attempts import Attempt
+from dagman.history import SEGMENT
 from dagman.observed import read_history
 from dagman.runs import RunPlace
 from dagman.workflow import segment_name
@@ -124,6 +126,48 @@ def read_log(place: RunPlace, attempt: int | None = None, segment: int | None = 
                     yield piece.decode("utf-8", errors="replace")
         except (OSError, EOFError) as error:
             raise SegueError(f"{path}: cannot be read to its end: {error}") from error
+
+
+def told(place: RunPlace, segment: int | None = None) -> str | None:
+    """One line on what `read_log` shows when no attempt was named, where that is not of the newest one; None where it is."""
+    shown = _choose(place, None, segment)[0]
+    attempts = [
+        (one.began, found.number, one)
+        for found in read_history(place).segments
+        if segment in (None, found.number)
+        for one in found.attempts
+    ]
+    of, epoch = _whose(shown, [(number, one) for _, number, one in attempts])
+    if not attempts:
+        return None if epoch is not None else f"{of}; no segment has run yet"
+    _, number, newest = max(attempts, key=lambda found: found[:2])
+    name = _name(newest.epoch, number)
+    if newest.outcome == "running":
+        # Anywhere else the command would be refused.
+        where = "" if shutil.which("condor_tail") else "   # on the access point"
+        return f"{of}; {name} is running: segue logs {shlex.quote(place.said)} -f{where}"
+    if epoch is not None and newest.epoch is not None and epoch != newest.epoch:
+        return f"{of}; {name} left no log ({newest.outcome})"
+    return None
+
+
+def _name(epoch: int | None, segment: int) -> str:
+    return f"an attempt of {segment_name(segment)}" if epoch is None else f"attempt {epoch}"
+
+
+def _whose(shown: Path, attempts: list[tuple[int, Attempt]]) -> tuple[str, int | None]:
+    """What a log is of, in words, and the attempt's epoch where it is one and known."""
+    kept = _KEPT.fullmatch(shown.name)
+    if kept is not None:
+        return f"attempt {int(kept[1])}", int(kept[1])
+    node = shown.stem.replace("-", "_")
+    match = SEGMENT.fullmatch(node)
+    if match is None:
+        return f"node {node}", None
+    # HTCondor brings back that of the last one.
+    ended = [one.epoch for number, one in attempts if number == int(match[1]) and one.ended is not None]
+    epoch = ended[-1] if ended else None
+    return _name(epoch, int(match[1])), epoch
 
 
 def newest_epoch(place: RunPlace) -> int:

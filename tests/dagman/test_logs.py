@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from agent.config import JobConfig, dump
 from agent.errors import BadInput
-from dagman.logs import follow_running, fresh_part, list_logs, read_log
+from dagman.logs import follow_running, fresh_part, list_logs, read_log, told
 from dagman.runs import RunPlace, find_run
 from tests.dagman.eventlog import BEGAN, EventLog
 
@@ -93,6 +94,60 @@ def test_segments_newest_attempt_is_told(place: RunPlace) -> None:
 
 def test_without_a_choice_it_is_the_newest_attempt_that_ended(place: RunPlace) -> None:
     assert text(place) == "out of killed\nerr of killed\n"
+
+
+def test_log_of_an_older_attempt_than_the_newest_says_so(place: RunPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place.directory / "condor_tail").touch(0o755)
+    monkeypatch.setenv("PATH", str(place.directory))
+    said = replace(place, said="my runs/run.toml")
+    for segment in (None, 1):
+        assert told(said, segment) == "attempt 4; attempt 5 is running: segue logs 'my runs/run.toml' -f"
+    assert told(said, 0) is None, "the newest of that segment"
+    # Where no running attempt can be followed, what is named says where it can be.
+    (place.directory / "condor_tail").unlink()
+    assert (told(place) or "").endswith(" -f   # on the access point")
+
+
+def test_command_prints_the_log_alone_to_stdout(place: RunPlace) -> None:
+    from click.testing import CliRunner
+
+    from cli.logs import command
+
+    done = CliRunner().invoke(command, [str(place.directory)])
+    assert (done.exit_code, done.stdout) == (0, "out of killed\nerr of killed\n")
+    assert (
+        done.stderr.startswith("segue: attempt 4; attempt 5 is running: segue logs ") and done.stderr.count("\n") == 1
+    )
+    assert CliRunner().invoke(command, [str(place.directory), "--attempt", "1"]).stderr == ""
+
+
+def test_log_that_is_of_no_attempt_says_so(place: RunPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a run whose first attempt runs, and a node before it that said something
+    monkeypatch.setenv("PATH", "/nowhere")
+    (place.directory / "events.log").write_text(EventLog().submit(4, 44, "segment_001").execute(4, 45).text)
+    shutil.rmtree(place.store / "logs")
+    for path in (place.directory / "logs").iterdir():
+        path.write_text("verified\n" if path.name == "stage.out" else "")
+    assert text(place) == "verified\n"
+    assert (told(place) or "").startswith("node stage; attempt 5 is running: segue logs ")
+    # and none at all
+    (place.directory / "events.log").write_text("")
+    assert told(place) == "node stage; no segment has run yet"
+
+
+def test_newest_attempt_that_left_no_log_is_not_taken_for_the_one_that_did(place: RunPlace) -> None:
+    # Given the first attempt evicted with a log, the second too early for one, and nothing after it
+    log = EventLog().submit(2, 1, "segment_000").execute(2, 2).evict(2, 10).execute(2, 20).evict(2, 21)
+    (place.directory / "events.log").write_text(log.text)
+    (place.store / "logs" / "000003.log.gz").unlink()
+    for epoch in (3, 4, 5):
+        (place.store / "epochs" / f"{epoch:06d}.json").unlink()
+    for epoch, at in ((1, 2.5), (2, 20.5)):
+        claim = {"epoch": epoch, "job": "2.0", "machine": "gpu1", "segment": 0, "began": BEGAN + at}
+        (place.store / "epochs" / f"{epoch:06d}.json").write_text(json.dumps(claim))
+    (place.directory / "logs" / "segment-000.out").unlink()
+    assert text(place) == "kept of 1\n"
+    assert told(place) == "attempt 1; attempt 2 left no log (evicted)"
 
 
 def test_list_names_segment_and_epoch(place: RunPlace) -> None:
