@@ -15,7 +15,7 @@ import click
 def command(run_toml: Path, as_json: bool) -> None:
     """Say how many segments RUN_TOML (or a directory with one) needs, in which class, on which GPUs."""
     from cli.output import console, duration, size, table
-    from dagman.foreseen import foresee_or_say, needed
+    from dagman.foreseen import all_refused, foresee_or_say, needed
     from dagman.prepare import ask
     from dagman.presets import warnings
     from dagman.room import told, too_much
@@ -51,7 +51,7 @@ def command(run_toml: Path, as_json: bool) -> None:
                     "staging": None if plan.moving else str(asked.staging),
                     "checkpoint_exit": vars(plan.moving) if plan.moving else None,
                     "room": room and {**vars(room), "bytes": room.bytes},
-                    "refused": [one.text for one in found.refused],
+                    "refused": all_refused(found),
                     "warnings": notes,
                 }
             )
@@ -102,7 +102,11 @@ def command(run_toml: Path, as_json: bool) -> None:
     for note in notes:
         click.echo(f"segue: warning: {note}", err=True)
     run = shlex.quote(str(run_toml))
-    if found.reached is not None and found.reached >= spec.steps:
+    if found.running:
+        click.echo(
+            f"next: segue status {run}   # what runs; what was planned here counts once that has ended", err=True
+        )
+    elif found.reached is not None and found.reached >= spec.steps:
         moved = spec.agent.checkpoint_exit  # then the result is on this machine already
         result = f"the result is in {found.store / 'final'};" if moved else f"segue pull {run}   #"
         click.echo(f"next: {result} or raise `steps` and submit again", err=True)

@@ -34,6 +34,7 @@ from dagman.room import Need, need
 from dagman.runs import RunPlace, own_run_file
 from dagman.spec import workflow_directory
 from dagman.workflow import Workflow, fingerprint
+from dagman.write import refused_while_running
 
 # So much is read to learn a digest that nobody remembers; more is left to `segue submit`.
 MOST_READ_BYTES = 200_000_000
@@ -45,6 +46,7 @@ class Foreseen:
     """``changed``: fields that `segue submit` would refuse, ``flags`` to accept them; ``unread``: inputs that only it will read;
     ``unstaged``: inputs that no record says are in staging as they are now; ``refused``: what is wrong with run.toml or this machine.
 
+    ``running``: why nothing can be submitted now: this workflow's DAGMan runs. It is no fault of run.toml's, so not among ``refused``.
     ``reached``: the newest commit's step, None before there is one or where staging is not visible.
     """
 
@@ -54,6 +56,7 @@ class Foreseen:
     reached: int | None = None
     unstaged: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    running: str | None = None
 
     @property
     def flags(self) -> str:
@@ -215,10 +218,15 @@ def before_submitting(workflow: Workflow) -> list[str]:
     return [text for text in (missing_inputs(workflow), *workflow.notes, progress_of(workflow)) if text is not None]
 
 
+def all_refused(found: Foreseen) -> list[str]:
+    """What `segue submit` would refuse now, changes of the configuration apart: those can be accepted."""
+    return [*([found.running] if found.running else []), *(one.text for one in found.refused)]
+
+
 def notes(asked: Asked, found: Foreseen) -> list[str]:
     """All of it, for `segue plan`."""
     said = (unstaged_note(found), refusal(asked, found), unread_note(found), progress(asked.spec.steps, found))
-    refused = [f"`segue submit` will refuse: {one.text}" for one in found.refused]
+    refused = [f"`segue submit` will refuse: {text}" for text in all_refused(found)]
     return [*refused, *(text for text in said if text is not None), *_no_key(asked)]
 
 
@@ -232,13 +240,14 @@ def _no_key(asked: Asked) -> list[str]:
 def foresee_or_say(asked: Asked) -> tuple[Foreseen, list[str]]:
     """As `foresee` and `notes`; whatever `segue submit` would refuse is a note as well."""
     refused, store = refusals(asked), _store(asked)
+    running = refused_while_running(workflow_directory(asked.spec, asked.run_toml), f"{asked.spec.name}.dag")
     try:
-        found = replace(foresee(asked), refused=refused)
+        found = replace(foresee(asked), refused=refused, running=running)
     except (BadInput, SegueError) as error:
         own = Refusal(str(error).removeprefix(f"{asked.run_toml}: "), staging_too=True)
-        found = Foreseen(store, reached=_reached(store), refused=refused or (own,))
+        found = Foreseen(store, reached=_reached(store), refused=refused or (own,), running=running)
     except OSError as error:
-        found = Foreseen(store, refused=refused)
+        found = Foreseen(store, refused=refused, running=running)
         unknown = f"staging: {store}: cannot be read here ({error.strerror}): what it holds of the run is not known"
         return found, [*notes(asked, found), unknown]
     return found, notes(asked, found)

@@ -41,7 +41,12 @@ def running_dagman(workflow: Path, dag: str) -> str | None:
     own = dag_state(read_events(log))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _runs(entry, workflow / dag, own.state == "running"):
-            return f"(condor_dagman, process {entry.name}); wait for it, or condor_rm its job"
+            known = own.state in (
+                "queued",
+                "running",
+                "held",
+            )  # else its log is not that process's, or says that it was removed
+            return f"(condor_dagman, process {entry.name}); wait for it, or condor_rm {own.job if known else 'its job'}"
     if own.state not in ("queued", "held"):
         return None
     go_on = "wait for it" if own.state == "queued" else f"condor_release {own.job} and wait for it"
@@ -49,6 +54,12 @@ def running_dagman(workflow: Path, dag: str) -> str | None:
         f"(DAGMan's job {own.job} is {own.state}); {go_on}, or condor_rm {own.job} (where HTCondor knows that job no more: "
         f"rm {shlex.quote(str(log))})"
     )
+
+
+def refused_while_running(workflow: Path, dag: str) -> str | None:
+    """Why this workflow cannot be generated now, None when nobody runs it."""
+    who = running_dagman(workflow, dag)
+    return None if who is None else f"{workflow}: this workflow is running {who}, then generate again"
 
 
 def _runs(process: Path, dag: Path, begun: bool) -> bool:
@@ -89,9 +100,9 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     from agent.bundle import build_agent, build_jobs
 
     directory = workflow.directory
-    who = running_dagman(directory, workflow.dag)
-    if who is not None:
-        raise BadInput(f"{directory}: this workflow is running {who}, then generate again")
+    running = refused_while_running(directory, workflow.dag)
+    if running is not None:
+        raise BadInput(running)
     check_unoccupied(directory)
     written = []
     try:
