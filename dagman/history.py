@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from agent.exit_codes import PERMANENT
 from dagman import events as ev
 from dagman.attempts import Attempt, Job, jobs_of_nodes
 from dagman.epochs import ClaimSeen, claim_of_handover, epochs_of
@@ -60,7 +61,8 @@ class Observed:
 
     ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
     submission holds for done. ``last_words``: the last line that each other node's job wrote to stderr. ``submit``: the command that
-    submits the run again; ``result``: how to come by the result; ``asked_steps``: what run.toml says now.
+    submits the run again; ``result``: how to come by the result; ``look``: shows how far the run is, whoever runs it; ``asked_steps``: what
+    run.toml says now.
     """
 
     run: str
@@ -77,6 +79,7 @@ class Observed:
     last_words: Mapping[str, str] = field(default_factory=dict)
     submit: str = "segue submit"
     result: str = "bring the result here: segue pull"
+    look: str = "segue commits"
     asked_steps: int | None = None
 
 
@@ -241,16 +244,20 @@ def _step_seconds(seen: Observed) -> float | None:
     return None
 
 
+def _own_handover(segment: Segment) -> Mapping[str, Any]:
+    """What its last attempt handed over at its end; empty where it did not: that of an earlier attempt says nothing of this one."""
+    last = segment.attempts[-1] if segment.attempts else None
+    handover = segment.handover or {}
+    own = last is not None and handover.get("job_id") == last.job and handover.get("state") != "running"
+    return handover if own else {}
+
+
 def _failure(
     segments: Sequence[Segment], jobs: Mapping[str, Sequence[Job]], others: Mapping[str, str], said: Mapping[str, str]
 ) -> str | None:
     for segment in segments:
         if segment.state == "failed":
-            last = segment.attempts[-1] if segment.attempts else None
-            handover = segment.handover or {}
-            # A handover of an earlier attempt says nothing of this one.
-            own = last is not None and handover.get("job_id") == last.job and handover.get("state") != "running"
-            words = handover.get("reason") if own else None
+            words = _own_handover(segment).get("reason")
             return f"{segment.node}: {words or segment.reason or 'failed'}"
     for name, state in others.items():
         if state == "failed":
@@ -290,11 +297,15 @@ def _next(
     jobs: Mapping[str, Sequence[Job]],
 ) -> str:
     """Commands stand at the end, as they can be typed."""
-    steps = seen.steps
+    steps, asked = seen.steps, seen.asked_steps or 0
     if dag.state == "not-submitted":
         return f"submit it: {seen.submit}"
-    if dag.state == "complete" and (seen.asked_steps or 0) > steps:
-        return f"run.toml asks for {seen.asked_steps} steps now; go on from the newest commit: {seen.submit}"
+    if dag.state == "complete" and asked > steps:
+        return f"run.toml asks for {asked} steps now; go on from the newest commit: {seen.submit}"
+    if dag.state == "failed" and any(_superseded(segment) for segment in segments):
+        # Submitting this one would take the run from the workflow that has it.
+        look = f"; how far the run is: {seen.look}" if seen.staging_visible else ""
+        return f"another workflow has this run: let that one go on, or end it before this one is submitted again{look}"
     if dag.state in ("complete", "failed", "removed", "held"):
         return {
             "complete": seen.result,
@@ -305,6 +316,20 @@ def _next(
     held = _held(jobs, segments, others)
     if held is not None:
         return _release(held, jobs[held][-1])
+    said = _going_on(segments, others, step, steps)
+    if asked <= steps:
+        return said
+    # Without a command: it would be refused until then.
+    return f"{said}; run.toml asks for {asked} steps now: submit it again once this workflow, which goes to {steps}, has ended"
+
+
+def _superseded(segment: Segment) -> bool:
+    """Another workflow has taken the run from this segment."""
+    return segment.state == "failed" and _own_handover(segment).get("state") == "superseded"
+
+
+def _going_on(segments: Sequence[Segment], others: Mapping[str, str], step: int, steps: int) -> str:
+    """What comes next in a workflow that runs and in which nothing is held."""
     for segment in segments:
         if segment.state == "running" and segment.attempts[-1].cut_off:
             where = segment.attempts[-1].machine or "its machine"
@@ -317,7 +342,9 @@ def _next(
         if segment.state == "queued":
             return f"{segment.node} waits for a machine"
         if segment.state == "failed":
-            return f"{segment.node} failed ({segment.reason}): it is tried again, unless that cannot help"
+            if segment.attempts and segment.attempts[-1].exit_code == PERMANENT:
+                return f"{segment.node} failed ({segment.reason}): no retry can help, so the workflow ends"
+            return f"{segment.node} failed ({segment.reason}): it is tried again while it has retries left"
     for name, found in others.items():
         if name != "consolidate" and found in ("queued", "running"):
             return f"{name} comes before the first segment"

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agent.errors import BadInput
 from dagman import events as ev
 from dagman.epochs import ClaimSeen
 from dagman.events import Event, read_events
 from dagman.history import SEGMENT, History, NewestCommit, Observed, dag_state, timeline
-from dagman.runs import RunPlace
+from dagman.runs import RunPlace, own_run_file
+from dagman.toml import read_toml
 
 _COMMIT = re.compile(r"(\d{9,})\.e(\d{6,})\.tar")
 _VARS = re.compile(r'VARS (\S+) .*\bclass="([^"]*)".*')
@@ -141,6 +143,15 @@ def _result(place: RunPlace) -> str:
     return f"bring the result here: segue pull {shlex.quote(place.said)}"
 
 
+def _asked_steps(place: RunPlace) -> int | None:
+    """`steps` of run.toml as it is now, by that one key: what else it says does not matter to a workflow that runs."""
+    try:
+        steps = read_toml(own_run_file(Path(place.said))).get("steps")
+    except BadInput:
+        return None
+    return steps if isinstance(steps, int) else None
+
+
 def observe(place: RunPlace) -> Observed:
     """Everything that this machine can see of the run, read once."""
     directory, job = place.directory, place.job
@@ -152,6 +163,8 @@ def observe(place: RunPlace) -> Observed:
         from dagman.foreseen import submitting
 
         submit, steps = submitting(place)
+    else:
+        steps = _asked_steps(place)
     return Observed(
         run=job.run,
         steps=job.steps,
@@ -167,6 +180,7 @@ def observe(place: RunPlace) -> Observed:
         last_words=read_last_words(directory),
         submit=submit,
         result=_result(place),
+        look=f"segue commits {shlex.quote(place.said)}",
         asked_steps=steps,
     )
 

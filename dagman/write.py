@@ -41,11 +41,8 @@ def running_dagman(workflow: Path, dag: str) -> str | None:
     own = dag_state(read_events(log))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _runs(entry, workflow / dag, own.state == "running"):
-            known = own.state in (
-                "queued",
-                "running",
-                "held",
-            )  # else its log is not that process's, or says that it was removed
+            # After its end, or a removal, the log's job is not the one to remove.
+            known = own.state in ("queued", "running", "held")
             return f"(condor_dagman, process {entry.name}); wait for it, or condor_rm {own.job if known else 'its job'}"
     if own.state not in ("queued", "held"):
         return None

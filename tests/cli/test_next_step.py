@@ -267,6 +267,14 @@ class TestWhileTheWorkflowRuns:
         refused = segue("submit", run_toml)
         assert refused.code == 2 and "condor_rm 7.0" in refused.sentence()
 
+    def test_status_sees_steps_that_were_raised_meanwhile(self, segue: Segue, run_toml: Path, dagman: int) -> None:
+        assert "now" not in next_of(segue("status", run_toml).err)
+        run_toml.write_text(RUN.replace("100", "200"))
+        for typed in ways(run_toml.parent):
+            assert "; run.toml asks for 200 steps now: " in next_of(segue("status", typed).err), typed
+        run_toml.write_text(RUN + "frob = 1\nsteps = 'many'")
+        assert segue("status", run_toml.parent / "run").code == 0
+
     def test_nor_is_a_result_named_that_is_not_there_yet(self, segue: Segue, run_toml: Path, dagman: int) -> None:
         begun(run_toml.parent, ARGS, 100)
         assert next_of(segue("plan", run_toml).err).startswith(f"segue status {run_toml}   # ")

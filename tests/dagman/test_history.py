@@ -85,7 +85,7 @@ def test_killed_agent_is_a_failed_attempt_and_the_retry_is_the_next(
 ) -> None:
     log.submit(3, 5, "segment_000").execute(3, 10).end(3, 60, None, 9)
     between = seen(tmp_path, log, running)
-    assert between.next == "segment_000 failed (killed by signal 9): it is tried again, unless that cannot help"
+    assert between.next == "segment_000 failed (killed by signal 9): it is tried again while it has retries left"
     log.submit(4, 62, "segment_000").execute(4, 65).end(4, 100)
     history = seen(tmp_path, log, running)
     failed, good = history.segments[0].attempts
@@ -97,6 +97,16 @@ def test_killed_agent_is_a_failed_attempt_and_the_retry_is_the_next(
     )
     assert (good.outcome, good.exit_code, good.job, good.number) == ("finished", 0, "4.0", 2)
     assert (states(history)[0], history.segments[0].evictions) == ("finished", 0)
+
+
+def test_failure_that_no_retry_helps_is_not_said_to_be_tried_again(
+    tmp_path: Path, log: EventLog, running: EventLog
+) -> None:
+    log.submit(3, 5, "segment_000").execute(3, 10).end(3, 60, 78)
+    assert (
+        seen(tmp_path, log, running).next
+        == "segment_000 failed (exit code 78): no retry can help, so the workflow ends"
+    )
 
 
 def test_dead_shadow_leaves_no_event_and_the_next_start_says_so(
@@ -274,6 +284,39 @@ def test_failure_is_told_in_the_words_of_the_attempt_that_failed(
     history = seen(tmp_path, log, running.end(1, 70, 1), handovers={0: handover} if handover else {})
     assert (history.state, states(history)[0], history.reason) == ("failed", "failed", said)
     assert history.next == "mend the cause, then go on from the newest commit: segue submit"
+
+
+def test_workflow_whose_run_another_has_taken_is_not_to_be_submitted(
+    tmp_path: Path, log: EventLog, running: EventLog
+) -> None:
+    log.submit(3, 5, "segment_000").execute(3, 10).end(3, 60, 78)
+    running.end(1, 70, 1)
+    taken = {0: hand_over(1, "3.0", 10, state="superseded", reason="another workflow runs this run: job 9.0")}
+    history = seen(tmp_path, log, running, handovers=taken)
+    assert history.reason == "segment_000: another workflow runs this run: job 9.0"
+    assert "segue submit" not in history.next
+    assert history.next == (
+        "another workflow has this run: let that one go on, or end it before this one is submitted again; "
+        "how far the run is: segue commits"
+    )
+    assert "segue" not in seen(tmp_path, log, running, handovers=taken, staging_visible=False).next
+    # What an earlier attempt handed over is of another time.
+    taken[0]["job_id"] = "2.9"
+    assert seen(tmp_path, log, running, handovers=taken).next.endswith("segue submit")
+
+
+def test_steps_that_were_raised_while_the_workflow_runs_are_told(
+    tmp_path: Path, log: EventLog, running: EventLog
+) -> None:
+    log.submit(3, 5, "segment_000").execute(3, 10)
+    assert seen(tmp_path, log, running, asked_steps=800).next == (
+        "segment_000 trains to step 400; run.toml asks for 800 steps now: submit it again once this workflow, which goes to 400, has ended"
+    )
+    for asked in (400, 200, None):
+        assert seen(tmp_path, log, running, asked_steps=asked).next == "segment_000 trains to step 400"
+    # A command to type stays the last word.
+    log.hold(3, 20, "by hand")
+    assert seen(tmp_path, log, running, asked_steps=800).next.endswith("condor_release 3.0")
 
 
 def test_failed_helper_is_told_by_its_last_line(tmp_path: Path, running: EventLog) -> None:
