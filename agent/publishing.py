@@ -102,6 +102,14 @@ class Publisher:
     @property
     def pausing(self) -> bool:
         """Something waits and nothing is under way: the last try failed, and the next is not due."""
+        self.in_vain: set[int] = set()
+        """Steps refused since the last commit for a reason that waiting does not mend: the run's own budget, or its directory is gone."""
+        self.on_finished: Callable[[int], None] = lambda step: None
+        """Called with the step of each checkpoint that the trainer has finished, before it is published."""
+        self.in_place = ""
+        """What shows that the trainer writes its checkpoints under their final names: nothing new is taken from it then."""
+        self.torn: dict[int, str] = {}
+        """Steps of checkpoints that changed after they had their names, and the name under which a commit of one was set aside."""
         return self.linked and self._publishing is None and bool(self._waiting)
 
     @property
@@ -256,3 +264,7 @@ def discard(snapshot: Path) -> None:
 
     with suppress(OSError):
         remove_tree(PosixFileSystem(), str(snapshot))
+            self.in_vain.clear()
+            self._committed_before[current.finished.step] = self.committed_step
+            if outcome.error == "RunGone" or outcome.value.get("own_budget"):
+                self.in_vain.add(current.finished.step)

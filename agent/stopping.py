@@ -19,6 +19,9 @@ _LEAVE_RESERVE_S = 1.0
 _PATIENCE_S = 300.0
 _NO_ROOM_PATIENCE_S = 10.0
 _WRAP_UP_S = 60.0
+_MOST_IN_VAIN = 2
+"""Further checkpoints that are trained for, in case a person makes room or brings the directory back, when waiting alone mends nothing."""
+_SAVE_PATIENCE_S = 60.0
 
 
 class Stopping:
@@ -43,6 +46,8 @@ class Stopping:
         if not training.stopped_by_agent:
             self._mind_completion(training)
         if not training.stopped_by_agent:
+            self._mind_what_is_in_vain(training)
+        if not training.stopped_by_agent:
             self._mind_time(training)
 
     def _mind_completion(self, training: Training) -> None:
@@ -56,6 +61,14 @@ class Stopping:
             self._attempt.say(
                 f"ending the trainer: step {publisher.committed_step} is published, and the run has {steps} steps"
             )
+            training.terminate(self._attempt.job.kill_grace_s)
+
+    def _mind_what_is_in_vain(self, training: Training) -> None:
+        """What cannot be published whatever time passes must not cost a slot of many hours."""
+        refused = len(self._publisher.in_vain)
+        if refused > _MOST_IN_VAIN:
+            self.out_of_time = f"{refused} checkpoints in a row could not be published, and waiting does not help"
+            self._attempt.say(f"ending the trainer: {self.out_of_time}")
             training.terminate(self._attempt.job.kill_grace_s)
 
     def _mind_time(self, training: Training) -> None:
@@ -166,7 +179,9 @@ class Stopping:
             return True
         patience = max(_PATIENCE_S, 3 * attempt.experience.pace.publish_s)
         if publisher.trouble == "NoRoom":
-            patience = _NO_ROOM_PATIENCE_S
+            patience = 0.0 if publisher.in_vain else _NO_ROOM_PATIENCE_S
+        elif publisher.trouble == "RunGone":
+            patience = 0.0
         if publisher.pausing and now > since + patience:
             return True
         return now > attempt.deadline.usable + attempt.deadline.margin_s / 2

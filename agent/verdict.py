@@ -167,7 +167,7 @@ def unpublished(step: int, trouble: Outcome | None) -> End:
     """The last checkpoint could not be brought to staging in time."""
     why = trouble.message if trouble is not None else "staging did not take it in time"
     reason = f"step {step} could not be published: {why}"
-    if trouble is not None and trouble.error in ("NoRoom", "BadCheckpoint"):
+    if trouble is not None and trouble.error in ("NoRoom", "RunGone", "BadCheckpoint"):
         return End("failed", exit_codes.PERMANENT, reason)
     return End("temporary", exit_codes.TEMPORARY, reason)
 

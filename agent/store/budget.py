@@ -6,6 +6,7 @@ system's free space. The store starts no process, so the text of ``get_quotas`` 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from agent.store.errors import NoRoom
@@ -24,11 +25,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Room:
-    """What one bound leaves free; None: it says nothing of that. ``source`` names the bound for messages."""
+    """What one bound leaves free; None: it says nothing of that. ``source`` names the bound for messages; ``own``: the run's budget,
+    where that is the bound.
+    """
 
     source: str
     bytes: int | None
     items: int | None
+    own: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def rooms(fs: FileSystem, root: str, budget: Budget, quotas: str | None = None) 
                 "the run's budget",
                 None if budget.bytes is None else budget.bytes - used.bytes,
                 None if budget.items is None else budget.items - used.items,
+                budget,
             )
         )
     if not trusted:
@@ -141,18 +146,40 @@ def rooms(fs: FileSystem, root: str, budget: Budget, quotas: str | None = None) 
     return found
 
 
-def require_room(bounds: list[Room], root: str, needed: int, items: int = 1) -> None:
-    """Raise NoRoom, with exact amounts, by the first bound that ``needed`` bytes and ``items`` items do not fit."""
+def require_room(bounds: list[Room], root: str, needed: int, items: int = 1, *, prunable: bool = True) -> None:
+    """Raise NoRoom, with exact amounts, by the first bound that ``needed`` bytes and ``items`` items do not fit.
+
+    ``prunable``: there are commits that a person may let go.
+    """
     for room in bounds:
         short_bytes = max(0, needed - room.bytes) if room.bytes is not None else 0
         short_items = max(0, items - room.items) if room.items is not None else 0
         if short_bytes or short_items:
             missing = [f"{short_bytes} bytes"] * bool(short_bytes) + [f"{short_items} items"] * bool(short_items)
+            if room.own is not None:
+                remedy = f"raise {_raised(room.own, short_bytes, short_items)} and submit again"
+            else:
+                remedy = f"remove data from staging{',' if prunable else ' or'} ask for a larger quota"
+            if prunable:
+                remedy += ", or lower retention (segue prune)"
             raise NoRoom(
                 f"{root}: the next commit needs {needed} bytes and {items} item; {room.source} lacks {' and '.join(missing)}: "
-                "remove data from staging, ask for a larger quota, or lower retention (segue prune); "
-                "until then the last commit stays",
+                f"{remedy}; until then the last commit stays",
                 needed=needed,
                 missing_bytes=short_bytes,
                 missing_items=short_items,
+                own_budget=room.own is not None,
             )
+
+
+def _raised(own: Budget, short_bytes: int, short_items: int) -> str:
+    """What would suffice for one more commit, as keys of run.toml; without them the site's usual quota counts."""
+    keys = []
+    if short_bytes:
+        enough = ((own.bytes or 0) + short_bytes) / _GIGABYTE
+        digits = 2 - math.floor(math.log10(enough))  # three figures, rounded up
+        said = f"{math.ceil(round(enough * 10.0**digits, 6)) / 10.0**digits:.{max(0, digits)}f}"
+        keys.append(f"budget.gb to {said.rstrip('0').rstrip('.') if '.' in said else said} or more")
+    if short_items:
+        keys.append(f"budget.items to {(own.items or 0) + short_items} or more")
+    return f"{' and '.join(keys)} in run.toml"

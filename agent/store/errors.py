@@ -40,6 +40,10 @@ class StoreUnavailable(StoreError):
         self.errno = number
 
 
+class RunGone(StoreError):
+    """The run's directory, or all that was in it, has gone from a staging that is there itself: nothing is begun in its place."""
+
+
 class Superseded(StoreError):
     """A higher epoch owns the run: this attempt must stop its trainer and exit. ``machine`` and ``job`` are the owner's, empty when
     its claim cannot be read.
@@ -54,13 +58,24 @@ class Superseded(StoreError):
 
 
 class NoRoom(StoreError):
-    """A commit does not fit; the last one stays. Missing amounts are 0 where that resource is not what lacks."""
+    """A commit does not fit; the last one stays. Missing amounts are 0 where that resource is not what lacks. ``own_budget``: the
+    run's own budget is the bound, and retention has nothing left to give: waiting does not help.
+    """
 
-    def __init__(self, message: str, *, needed: int = 0, missing_bytes: int = 0, missing_items: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed: int = 0,
+        missing_bytes: int = 0,
+        missing_items: int = 0,
+        own_budget: bool = False,
+    ) -> None:
         super().__init__(message)
         self.needed = needed
         self.missing_bytes = missing_bytes
         self.missing_items = missing_items
+        self.own_budget = own_budget
 
 
 class ReadFailed(OSError):

@@ -36,6 +36,7 @@ from agent.store.names import Commit
 from agent.store.publish import WORKERS, Metadata, Plan, acknowledge, already_there, as_commit, plan, write_commit
 from agent.store.restore import Restored, check_commit, only_this_commit, twice, unpack
 from agent.store.retention import (
+    FEWEST,
     Retention,
     leftover_bytes,
     prune_commits,
@@ -292,6 +293,21 @@ class Store:
         others = (one for one in self.commits() if one.name != commit.name)
         return self._set_aside(commit) if any(not self.verify(one) for one in others) else None
 
+    def withdraw(self, claim: Claim, step: int) -> str:
+        """Set aside one's own commit of this step, of which its publisher found that the trainer had not finished it; the new name, empty
+        when there is none. Raises Superseded, StoreUnavailable.
+        """
+        with speaking("withdrawing a commit in", self._root):
+            self.require_own(claim)
+            commit = names.commit_name(step, claim.epoch)
+            directory, name = f"{self._root}/{names.CHECKPOINTS}", names.set_aside_name(commit, claim.epoch)
+            try:
+                self.fs.rename(f"{directory}/{commit}", f"{directory}/{name}")
+            except FileNotFoundError:
+                return ""
+            self.fs.sync_directory(directory)
+            return name
+
     def set_aside(self) -> list[Path]:
         """Commits that were found bad; never read, never removed by segue on its own."""
         with speaking("listing the commits in", self._root):
@@ -356,9 +372,9 @@ class Store:
         try:
             require_room(self.rooms(), self._root, needed)
         except NoRoom:
-            if not self._free(claim, retention):
-                raise
-            require_room(self.rooms(), self._root, needed)
+            self._free(claim, retention)
+            spare = len(list_commits(self.fs, self._root, marks=False)) > FEWEST
+            require_room(self.rooms(), self._root, needed, prunable=spare)
 
     def _free(self, claim: Claim, retention: Retention | None) -> bool:
         """Remove what a killed publisher left and what the retention does not keep; whether there was anything."""

@@ -53,19 +53,40 @@ def test_a_planned_end_without_room_in_staging_ends_soon_and_for_good(tmp_path: 
     assert handover["state"] == "failed"
 
 
+def test_a_budget_of_its_own_that_is_used_up_ends_the_run_after_two_further_checkpoints(tmp_path: Path) -> None:
+    """Waiting mends it no more than training does: what is trained until the limit would be lost."""
+    run = Run(
+        tmp_path,
+        steps=1_000_000,
+        limit_s=40_000.0,
+        args=("step_s=0.01",),
+        save_interval=20,
+        budget=BudgetRule(bytes=1000, items=1000),
+    )
+    with run.attempt() as attempt:
+        assert attempt.end() == 78, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "failed" and "could not be published" in handover["reason"]
+    assert "raise budget.gb to" in handover["reason"] and "segue prune" not in handover["reason"]
+    assert "3 checkpoints in a row could not be published, and waiting does not help" in attempt.log()
+
+
 @pytest.mark.parametrize(
-    ("publish_s", "pausing", "trouble", "waited_s", "over"),
+    ("publish_s", "pausing", "trouble", "in_vain", "waited_s", "over"),
     [
-        (1.0, True, "StoreUnavailable", 290.0, False),
-        (1.0, True, "StoreUnavailable", 310.0, True),
-        (200.0, True, "StoreUnavailable", 590.0, False),
-        (200.0, True, "StoreUnavailable", 610.0, True),
-        (1.0, True, "NoRoom", 30.0, True),
-        (1.0, False, "", 5000.0, False),
+        (1.0, True, "StoreUnavailable", (), 290.0, False),
+        (1.0, True, "StoreUnavailable", (), 310.0, True),
+        (200.0, True, "StoreUnavailable", (), 590.0, False),
+        (200.0, True, "StoreUnavailable", (), 610.0, True),
+        (1.0, True, "NoRoom", (), 30.0, True),
+        (1.0, True, "NoRoom", (), 5.0, False),
+        (1.0, True, "NoRoom", (100,), 1.0, True),
+        (1.0, True, "RunGone", (100,), 1.0, True),
+        (1.0, False, "", (), 5000.0, False),
     ],
 )
 def test_a_planned_end_waits_for_staging_for_a_bounded_time(
-    publish_s: float, pausing: bool, trouble: str, waited_s: float, over: bool
+    publish_s: float, pausing: bool, trouble: str, in_vain: tuple[int, ...], waited_s: float, over: bool
 ) -> None:
     """A publish that is under way may take longer: what says nothing is killed elsewhere."""
     now = time.time()
@@ -77,7 +98,9 @@ def test_a_planned_end_waits_for_staging_for_a_bounded_time(
         deadline=SimpleNamespace(usable=now + 40_000, margin_s=300.0),
         experience=Experience(Pace(publish_s=publish_s)),
     )
-    publisher: Any = SimpleNamespace(idle=False, pausing=pausing, trouble=trouble, committed_step=0)
+    publisher: Any = SimpleNamespace(
+        idle=False, pausing=pausing, trouble=trouble, committed_step=0, in_vain=set(in_vain)
+    )
     stopping = Stopping(cast("Attempt", attempt), Plain(), cast("Publisher", publisher), 0.25)
     assert stopping.publishes_over(now - waited_s) is over
 

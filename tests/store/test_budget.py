@@ -72,6 +72,36 @@ def test_what_lacks_is_said_exactly() -> None:
     require_room(bounds[1:], "run", 1500)
 
 
+@pytest.mark.parametrize(
+    ("budget", "needed", "keys"),
+    [
+        (Budget(bytes=20_000, items=9), 87_600, "budget.gb to 0.0000976 or more in run.toml"),
+        (Budget(bytes=100_000_000_000, items=9), 150_000_000_000, "budget.gb to 151 or more in run.toml"),
+        (Budget(items=2), 10, "budget.items to 3 or more in run.toml"),
+        (
+            Budget(bytes=10_000, items=2),
+            20_000,
+            "budget.gb to 0.00003 or more and budget.items to 3 or more in run.toml",
+        ),
+    ],
+)
+@pytest.mark.parametrize("prunable", [False, True])
+def test_a_runs_own_budget_is_named_by_its_keys_and_no_prune_that_would_be_refused(
+    tmp_path: Path, budget: Budget, needed: int, keys: str, prunable: bool
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(10_000))
+    bounds = rooms(PosixFileSystem(), str(tmp_path), budget)
+    with pytest.raises(NoRoom) as caught:
+        require_room(bounds, str(tmp_path), needed, prunable=prunable)
+    assert keys in str(caught.value) and "quota" not in str(caught.value)
+    assert ("segue prune" in str(caught.value)) is prunable
+    assert caught.value.own_budget
+    quota = [Room("the quota of /staging/b/bbadger", 1000, None)]
+    with pytest.raises(NoRoom, match="ask for a larger quota") as foreign:
+        require_room(quota, str(tmp_path), 1500, prunable=prunable)
+    assert ("segue prune" in str(foreign.value)) is prunable and not foreign.value.own_budget
+
+
 def test_usage_counts_every_item_and_byte_below(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_bytes(b"123")
