@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from dagman.history import History
 
 
 @click.command()
@@ -69,9 +73,25 @@ def command(run: str, as_json: bool) -> None:
         )
     elif not history.staging_visible:
         out.print("  staging is not mounted here: steps come from handovers")
+    elif place.job.checkpoint_exit:
+        out.print("  no commit here yet")
     else:
         out.print("  no commit yet")
+    away = _with_htcondor(history) if place.job.checkpoint_exit else None
+    if away is not None:
+        out.print(
+            f"  what {away} has saved is with HTCondor (SPOOL) until it ends, and counts here from then on",
+            markup=False,
+        )
     click.echo(f"next: {history.next}", err=True)
+
+
+def _with_htcondor(history: History) -> str | None:
+    """The segment whose checkpoints HTCondor keeps for its next start: it brings them to the workflow directory only at the end."""
+    for segment in history.segments:
+        if segment.state in ("running", "queued", "held") and any(not one.earlier for one in segment.attempts):
+            return segment.node
+    return None
 
 
 def _ranges(numbers: list[int]) -> str:
