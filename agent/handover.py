@@ -60,6 +60,17 @@ def reserve(path: Path) -> None:
         _room(path).write_bytes(bytes(_ROOM))
 
 
+def known_commit(path: Path) -> str:
+    """Name of the newest commit that the workflow knew when this job was submitted, from the placeholder that travels under the handover's
+    name; empty when it knew of none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("known")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
 def write(handover: Handover, path: Path) -> None:
     """Write the record under its name in one step, so that nobody ever reads half of it. What no text can hold, of the name of a
     file that is not in UTF-8, becomes a question mark.

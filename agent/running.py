@@ -15,7 +15,7 @@ from agent.attempt import Attempt, End
 from agent.config import JobConfig
 from agent.deadline import find_deadline
 from agent.errors import SegueError
-from agent.handover import Handover, reserve, write
+from agent.handover import Handover, known_commit, reserve, write
 from agent.loop import Loop, steady
 from agent.opening import OpeningErrand
 from agent.place import look_around
@@ -48,7 +48,7 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         try:
             recipe = recipe_named(job.recipe)
             recipe.configure(job)
-            staging = Staging(job, store_root(job, place), segment, place)
+            staging = Staging(job, store_root(job, place), segment, place, known_commit(handover_path))
             opening = OpeningErrand(attempt, recipe, staging)
             from agent.segment import Segment  # while the errand works
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ class Staging:
     root: Path
     segment: int
     place: Place
+    known: str = ""
+    """Name of the newest commit that the workflow knew when it submitted this job; empty when it knew of none."""
 
     def store(self) -> Store:
         """The run's store."""
@@ -78,6 +80,7 @@ class Staging:
         from agent.store import Claimant
 
         store = self.store()
+        self._require_known(store, report)
         claim = store.claim(
             Claimant(self.place.machine, self.place.job_id, self.segment),
             self.job.fingerprint,
@@ -104,6 +107,55 @@ class Staging:
             found["high_water"] = max(found["high_water"], ledger.step)
             found["before"] = ledger.end
         return found
+
+    def _require_known(self, store: Store, report: Report) -> None:
+        """Raise RunGone, before anything is made, when there is no commit although the workflow knew one: the training must not begin anew
+        because a person moved the run's directory, or because this is another staging.
+        """
+        from agent.store.errors import RunGone
+        from agent.store.names import parse_commit
+
+        known = parse_commit(self.known)
+        if known is None or not self.root.parent.parent.is_dir() or store.commits():
+            return
+        report({"newest": {"step": known[0], "commit": self.known}})  # so that the next handover knows it, too
+        raise RunGone(
+            f"{self.root}: has no commit, although this run had published step {known[0]} ({self.known}): was the run's directory removed, or "
+            "is this another staging? Nothing was begun. Bring it back, then `segue submit`; without it `segue submit` begins anew at step 0"
+        )
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Raise RunGone for what fails in the block because somebody removed the directory of a run that is claimed. Where even the
+        directory of all runs is away it is staging that is.
+        """
+        from agent.store.errors import RunGone, StoreError, Superseded
+
+        gone = RunGone(
+            f"{self.root}: the run's directory is gone, while staging is there: somebody removed or moved it; nothing is made in its place. "
+            "Bring it back, and what is finished is published"
+        )
+        try:
+            yield
+        except Superseded:
+            raise
+        except (OSError, StoreError) as error:
+            if self._is_gone():
+                raise gone from error
+            raise
+        if self._is_gone():
+            raise gone
+
+    def _is_gone(self) -> bool:
+        """Whether a look at it says so; one that fails says nothing."""
+        try:
+            self.root.stat()
+        except FileNotFoundError:
+            with suppress(OSError):
+                return stat.S_ISDIR(self.root.parent.stat().st_mode)
+        except OSError:
+            return False
+        return False
 
     def _require_first_word(self, store: Store, claim: Claim, error: ReadDamaged) -> None:
         """Raise SegueError, which ends the run, when the attempt before this one found the same on another machine."""
@@ -175,7 +227,8 @@ class Staging:
         from shutil import rmtree
 
         rmtree(checkpoint_root, ignore_errors=True)
-        return self._restore(self.store(), checkpoint_root, report)
+        with self._there():  # no commit is read, but this run has been claimed: that would be a start at step 0
+            return self._restore(self.store(), checkpoint_root, report)
 
     def _restore(self, store: Store, checkpoint_root: Path, report: Report) -> dict[str, Any]:
         began = time.monotonic()
@@ -216,9 +269,10 @@ class Staging:
             finished.step, finished.label, self.job.recipe, parent, pace=dict(pace), metrics=dict(metrics)
         )
         rate = self.job.publish_bytes_per_s
-        commit = store.publish(
-            owner, snapshot, metadata, seen=finished.seen, retention=self._retention(), bytes_per_second=rate
-        )
+        with self._there():
+            commit = store.publish(
+                owner, snapshot, metadata, seen=finished.seen, retention=self._retention(), bytes_per_second=rate
+            )
         return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, owner)}
 
     def _retention(self) -> Retention:
@@ -244,7 +298,7 @@ class Staging:
         """Keep log and ledger of this attempt, its offline W&B files, and carried caches when they changed."""
         from agent.store.errors import speaking
 
-        with speaking("keeping the attempt's log in", str(self.root)):
+        with self._there(), speaking("keeping the attempt's log in", str(self.root)):
             return self._keep(epoch, sources, carried, carry_known, report)
 
     def _keep(
@@ -332,8 +386,9 @@ class Staging:
     def beat(self, claim: Mapping[str, Any]) -> dict[str, Any]:
         """Show that this attempt lives; Superseded when a newer one owns the run."""
         store, mine = self.store(), _claim(claim)
-        store.require_own(mine)
-        store.heartbeat(mine)
+        with self._there():
+            store.require_own(mine)
+            store.heartbeat(mine)
         return {}
 
 

@@ -16,7 +16,7 @@ from agent.store.claims import differences
 from dagman.code import NAME as CODE
 from dagman.code import read_checkout
 from dagman.inputs import Recorded, examine, read_record, same_source, state_of
-from dagman.observed import newest_commit
+from dagman.observed import known_step, newest_commit, read_handovers
 from dagman.paths import beside
 from dagman.prepare import (
     UNTOUCHED,
@@ -213,9 +213,27 @@ def missing_inputs(workflow: Workflow) -> str | None:
     return f"{', '.join(absent)}: not in {job.inputs_root}, so the node `stage` will fail before any GPU is asked for: run `segue stage` first"
 
 
+def begins_anew(workflow: Workflow) -> str | None:
+    """One sentence when the store has no commit although this workflow knew of one: submitting it is the way to begin anew on purpose."""
+    store = workflow.job.store_seen_from(workflow.directory)
+    if not store.parent.parent.is_dir() or newest_commit(store) is not None:
+        return None
+    step = known_step(workflow.directory, read_handovers(workflow.directory))
+    if step is None:
+        return None
+    return (
+        f"{store}: no commit is there any more, and this workflow had published step {step}: the run begins anew at step 0; to go on "
+        "instead, bring that directory back before the first segment starts"
+    )
+
+
 def before_submitting(workflow: Workflow) -> list[str]:
     """What to say of a workflow that is about to be submitted, and is all the same."""
-    return [text for text in (missing_inputs(workflow), *workflow.notes, progress_of(workflow)) if text is not None]
+    return [
+        text
+        for text in (missing_inputs(workflow), *workflow.notes, progress_of(workflow), begins_anew(workflow))
+        if text is not None
+    ]
 
 
 def all_refused(found: Foreseen) -> list[str]:

@@ -56,6 +56,21 @@ class NewestCommit:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """A store without any commit, though the workflow knows of one of ``step``; ``there``: its directory is, empty or another."""
+
+    store: str
+    step: int
+    there: bool
+
+    @property
+    def text(self) -> str:
+        """In a sentence."""
+        what = "has no commit any more" if self.there else "is gone"
+        return f"the run's directory {self.store} {what}, and step {self.step} had been published there"
+
+
+@dataclass(frozen=True)
 class Observed:
     """All that this machine can see of a run.
 
@@ -81,6 +96,7 @@ class Observed:
     result: str = "bring the result here: segue pull"
     look: str = "segue commits"
     asked_steps: int | None = None
+    gone: Gone | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,8 @@ def timeline(seen: Observed) -> History:
     elif state == "running":
         held = _held(jobs, segments, others)
         reason = f"{held} is held: {jobs[held][-1].reason}" if held is not None else None
+    if seen.gone is not None and state not in ("not-submitted", "complete") and seen.gone.store not in (reason or ""):
+        reason = f"{seen.gone.text}; {reason}" if reason else seen.gone.text
     return History(
         seen.run, state, seen.steps, step, segments, others, seen.commit, _next(dag, segments, others, step, seen, jobs), reason,
         dag.began, dag.ended, seen.staging_visible, _step_seconds(seen), dag.job,
@@ -298,6 +316,10 @@ def _next(
 ) -> str:
     """Commands stand at the end, as they can be typed."""
     steps, asked = seen.steps, seen.asked_steps or 0
+    if seen.gone is not None and dag.state in ("queued", "running"):
+        return f"bring {seen.gone.store} back: no segment goes on without it, and none begins anew"
+    if seen.gone is not None and dag.state in ("failed", "removed"):
+        return f"bring {seen.gone.store} back, then go on from it; without it this begins anew at step 0: {seen.submit}"
     if dag.state == "not-submitted":
         return f"submit it: {seen.submit}"
     if dag.state == "complete" and asked > steps:

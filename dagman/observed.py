@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.errors import BadInput
+from agent.handover import known_commit
 from dagman import events as ev
 from dagman.epochs import ClaimSeen
 from dagman.events import Event, read_events
-from dagman.history import SEGMENT, History, NewestCommit, Observed, dag_state, timeline
+from dagman.history import SEGMENT, Gone, History, NewestCommit, Observed, dag_state, timeline
 from dagman.runs import RunPlace, own_run_file
 from dagman.toml import read_toml
+from dagman.workflow import PLACEHOLDER
 
 _COMMIT = re.compile(r"(\d{9,})\.e(\d{6,})\.tar")
 _VARS = re.compile(r'VARS (\S+) .*\bclass="([^"]*)".*')
@@ -80,6 +82,16 @@ def read_handovers(directory: Path) -> dict[int, dict[str, Any]]:
         if number.isdigit() and data.get("state") != "pending":
             found[int(number)] = data
     return found
+
+
+def known_step(directory: Path, handovers: Mapping[int, Mapping[str, Any]]) -> int | None:
+    """Step of the newest commit that this workflow knows of, wherever the store is now: from its handovers, and from what its jobs are
+    told of earlier submissions; None without one.
+    """
+    names = [str(each.get("commit") or "") for each in handovers.values()]
+    names.append(known_commit(directory / PLACEHOLDER))
+    steps = [int(match[1]) for match in map(_COMMIT.fullmatch, names) if match]
+    return max(steps, default=None)
 
 
 def read_last_words(directory: Path) -> dict[str, str]:
@@ -158,6 +170,9 @@ def observe(place: RunPlace) -> Observed:
     dag = directory / f"{job.run}.dag"
     store = place.store
     dag_events = read_events(directory / f"{dag.name}.dagman.log")
+    handovers, commit = read_handovers(directory), newest_commit(store)
+    visible = store.parent.parent.is_dir()
+    lost = known_step(directory, handovers) if visible and commit is None else None
     submit, steps = f"segue submit {shlex.quote(place.said)}", None
     if dag_state(dag_events).state not in ("queued", "running", "held"):
         from dagman.foreseen import submitting
@@ -172,10 +187,11 @@ def observe(place: RunPlace) -> Observed:
         node_events=read_events(directory / "events.log"),
         skip_events=read_events(directory / f"{dag.name}.nodes.log"),
         dag_events=dag_events,
-        handovers=read_handovers(directory),
+        handovers=handovers,
         claims=read_claims(store),
-        commit=newest_commit(store),
-        staging_visible=store.parent.parent.is_dir(),
+        commit=commit,
+        staging_visible=visible,
+        gone=None if lost is None else Gone(str(store), lost, store.is_dir()),
         done=read_done(dag, dag_events),
         last_words=read_last_words(directory),
         submit=submit,

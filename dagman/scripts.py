@@ -41,6 +41,13 @@ if test -n "$machine"; then
     mkdir -p avoid
     printf 'requirements = $(requirements:true) && (TARGET.Machine != "%s")\n' "$machine" > "avoid/segment-$segment.sub"
 fi
+# The job learns the newest commit that this workflow knows: with an empty store it must not begin at step 0 (the agent ends it).
+known=$(sed -n 's/^ "commit": "\([0-9][0-9]*\)\.e\([0-9][0-9]*\)\.tar".*/\2 \1/p' handovers/segment-*.json 2>/dev/null |
+    sort -k 1,1n -k 2,2n | tail -n 1)
+if test -n "$known"; then
+    printf '{"format": 1, "state": "pending", "known": "%s.e%s.tar"}\n' "${known#* }" "${known% *}" > placeholder/.handover.tmp &&
+        mv placeholder/.handover.tmp placeholder/handover.json
+fi
 # Without a mounted staging the store lies here, and HTCondor only adds to it. What its last user removed is removed here too;
 # commits of later attempts, which left no list, stay.
 if test -f segue-store/kept; then

@@ -30,6 +30,7 @@ _STORE_NOTE = (
     "The run's checkpoints, where jobs mount no staging: HTCondor brings this directory to each segment and back.\n"
     "`segue commits`, `segue verify` and `segue prune` work on it.\n"
 )
+PLACEHOLDER = "placeholder/handover.json"
 _UNSAFE = set(" \t\n\r\"'$%\\;#,=<>*?[]{}()|&`!")
 
 ANOTHER_STAGING = "give another `staging`"
@@ -248,7 +249,7 @@ def generate(
         File("consolidate.sub", submit.helper(spec, site, places, "consolidate").text()),
         File("scripts/pre_segment", PRE_SEGMENT, 0o755),
         File("scripts/final", FINAL_SCRIPT, 0o755),
-        File("placeholder/handover.json", json.dumps({"format": 1, "state": "pending"}) + "\n"),
+        File(PLACEHOLDER, json.dumps({"format": 1, "state": "pending"}) + "\n"),
         File("run.toml", run_toml_text),
         File("job.json", dump(job)),
     ]

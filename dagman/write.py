@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from agent.pack import archive_name, write_archive
 from agent.store.names import parse_commit, readers_order
 from dagman.events import read_events
 from dagman.history import dag_state
-from dagman.workflow import Archive, File, Workflow
+from dagman.workflow import PLACEHOLDER, Archive, File, Workflow
 
 # As agent.pack.archive_name has it.
 _ARCHIVE = re.compile(r".+-[0-9a-f]{16}\.tar")
@@ -112,11 +113,13 @@ def write_workflow(workflow: Workflow) -> list[Path]:
             written.append(directory / name)
         for archive in workflow.archives:
             written.append(_pack(archive, directory))
-        _put_away_handovers(workflow)
+        newest = _newest_commit(workflow)
+        _put_away_handovers(workflow, newest)
         # job.json comes last: a directory that has it has everything.
         for file in sorted(workflow.files, key=_job_last):
             (directory / file.path).parent.mkdir(exist_ok=True)
-            _put(directory / file.path, file.text.encode("utf-8", errors="surrogateescape"), file.mode)
+            told = _knowing(file.text, newest) if file.path == PLACEHOLDER else file.text
+            _put(directory / file.path, told.encode("utf-8", errors="surrogateescape"), file.mode)
             written.append(directory / file.path)
         _drop_archives(workflow)
     except OSError as error:
@@ -126,7 +129,19 @@ def write_workflow(workflow: Workflow) -> list[Path]:
     return written
 
 
-def _put_away_handovers(workflow: Workflow) -> None:
+def _newest_commit(workflow: Workflow) -> str:
+    """The commit that a restore would take first, as seen from here; empty without one."""
+    store = workflow.job.store_seen_from(workflow.directory)
+    names = [path.name for path in store.glob("checkpoints/[0-9]*.tar") if parse_commit(path.name) is not None]
+    return max(names, key=lambda name: readers_order(*(parse_commit(name) or (0, 0))), default="")
+
+
+def _knowing(placeholder: str, commit: str) -> str:
+    """The placeholder that travels with the first job, with the commit that it must find: the PRE script names later ones."""
+    return json.dumps({**json.loads(placeholder), "known": commit}) + "\n" if commit else placeholder
+
+
+def _put_away_handovers(workflow: Workflow, newest: str) -> None:
     """A store whose commits are not as far as earlier handovers say has lost them: none of these handovers may skip a segment.
 
     Where the store is not to be seen from here, the handovers are all that is known.
@@ -134,8 +149,8 @@ def _put_away_handovers(workflow: Workflow) -> None:
     store = workflow.job.store_seen_from(workflow.directory)
     if not store.parent.parent.is_dir():
         return
-    commits = [found for path in store.glob("checkpoints/[0-9]*.tar") if (found := parse_commit(path.name)) is not None]
-    if commits and max(commits, key=lambda found: readers_order(*found))[0] >= workflow.job.steps:
+    found = parse_commit(newest)
+    if found is not None and found[0] >= workflow.job.steps:
         return
     for path in (workflow.directory / "handovers").glob("segment-*.json"):
         earlier = path.parent / "earlier"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -17,10 +18,13 @@ from agent.inputs import InputMissing, fetch
 from agent.opening import longest_wait_s
 from agent.pacing import Experience
 from agent.publishing import Publisher
+from agent.staging import Staging
 from agent.stopping import Stopping
 from agent.store import StoreUnavailable
+from agent.store.errors import RunGone
 from tests.agent.plain_recipes import Plain
 from tests.agent.support import Run, state_after
+from tests.agent.test_companions import place
 
 
 def test_a_crash_while_staging_is_away_is_restarted_at_once_from_scratch(tmp_path: Path) -> None:
@@ -69,6 +73,71 @@ def test_a_budget_of_its_own_that_is_used_up_ends_the_run_after_two_further_chec
     assert handover["state"] == "failed" and "could not be published" in handover["reason"]
     assert "raise budget.gb to" in handover["reason"] and "segue prune" not in handover["reason"]
     assert "3 checkpoints in a row could not be published, and waiting does not help" in attempt.log()
+
+
+def test_a_run_that_the_workflow_knows_is_not_begun_anew_in_an_empty_staging(tmp_path: Path) -> None:
+    run, scratch = Run(tmp_path, steps=30), tmp_path / "scratch"
+    scratch.mkdir()
+    known = {"format": 1, "state": "pending", "known": "000000750.e000003.tar"}
+    (scratch / "handover.json").write_text(json.dumps(known))
+    with run.attempt(scratch=scratch) as attempt:
+        assert attempt.end() == 78, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "failed" and handover["starts"] == 0
+    assert f"{run.store}: has no commit, although this run had published step 750" in handover["reason"]
+    assert "`segue submit` begins anew at step 0" in handover["reason"]
+    # then nothing was made in its place, and the next job is told as well
+    assert list(run.staging.iterdir()) == []
+    assert (handover["step"], handover["commit"]) == (750, "000000750.e000003.tar")
+
+
+def test_a_run_whose_commits_are_there_or_whose_staging_is_away_is_not_refused(tmp_path: Path) -> None:
+    run, scratch = Run(tmp_path, steps=30, limit_s=20.0), tmp_path / "scratch"
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    scratch.mkdir()
+    (scratch / "handover.json").write_text(json.dumps({"state": "pending", "known": "000000999.e000009.tar"}))
+    with run.attempt(scratch=scratch) as attempt:
+        assert attempt.end() == 0, attempt.log()
+    away_from_the_start(run)
+    (scratch / "handover.json").write_text(json.dumps({"state": "pending", "known": "000000999.e000009.tar"}))
+    with run.attempt(scratch=scratch) as attempt:
+        assert attempt.end() == 75, attempt.log()
+
+
+def test_a_directory_that_is_removed_while_training_goes_on_is_said_and_ends_it_soon(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=1_000_000, limit_s=40_000.0, args=("step_s=0.01",), save_interval=20)
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        run.store.rename(run.staging / "elsewhere")
+        assert attempt.end() == 78, attempt.log()
+    handover = attempt.handover()
+    assert f"{run.store}: the run's directory is gone, while staging is there" in handover["reason"]
+    assert "could not be published" in handover["reason"] and handover["step"] > 0
+    assert not run.store.exists()
+
+
+def test_a_directory_that_comes_back_takes_what_waits(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=400, args=("step_s=0.01",), save_interval=20)
+    with run.attempt() as attempt:
+        attempt.saw("published step")
+        run.store.rename(run.staging / "elsewhere")
+        attempt.saw("the run's directory is gone")
+        (run.staging / "elsewhere").rename(run.store)
+        assert attempt.end() == 0, attempt.log()
+    assert attempt.handover()["state"] == "complete" and run.final_state() == state_after(400)
+
+
+def test_no_start_goes_on_from_nothing_because_the_directory_was_removed(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=30)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    staging = Staging(run.job, run.store, 0, place(tmp_path))
+    run.store.rename(run.staging / "elsewhere")
+    with pytest.raises(RunGone, match="nothing is made in its place"):
+        staging.restore_afresh(tmp_path / "checkpoints", lambda report: None)
+    away_from_the_start(run)
+    assert staging.restore_afresh(tmp_path / "checkpoints", lambda report: None)["restored"] is None
 
 
 @pytest.mark.parametrize(

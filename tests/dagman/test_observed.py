@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,28 @@ def test_workflow_that_was_never_submitted_and_staging_that_is_away(tmp_path: Pa
     assert (seen.staging_visible, seen.commit, seen.claims) == (False, None, [])
     history = read_history(find_run(str(tmp_path)))
     assert (history.state, history.step, history.segments) == ("not-submitted", 0, ())
+
+
+def test_directory_of_the_run_that_is_gone_from_staging_is_said_with_what_is_known_of_it(tmp_path: Path) -> None:
+    staging, workflow = tmp_path / "staging", tmp_path / "workflow"
+    checkpoints = staging / "segue" / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (workflow / "handovers").mkdir(parents=True)
+    (workflow / "job.json").write_text(dump(JobConfig("run", str(staging), 400, "command")))
+    (workflow / "run.dag.dagman.log").write_text(EventLog().submit(1, 0).execute(1, 0, None).text)
+    handover = {"state": "time-used", "step": 120, "commit": "000000120.e000001.tar"}
+    (workflow / "handovers" / "segment-000.json").write_text(json.dumps(handover))
+    commit = checkpoints / "000000120.e000001.tar"
+    commit.touch()
+    assert read_history(find_run(str(workflow))).reason is None
+    commit.unlink()
+    assert "has no commit any more, and step 120 had been published" in str(
+        read_history(find_run(str(workflow))).reason
+    )
+    shutil.rmtree(checkpoints.parent)
+    history = read_history(find_run(str(workflow)))
+    assert history.reason == f"the run's directory {checkpoints.parent} is gone, and step 120 had been published there"
+    assert history.next == f"bring {checkpoints.parent} back: no segment goes on without it, and none begins anew"
+    # A staging that cannot be seen from here says nothing.
+    shutil.rmtree(staging)
+    assert read_history(find_run(str(workflow))).reason is None

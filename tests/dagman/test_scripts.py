@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.handover import Handover, write
+from agent.handover import Handover, known_commit, write
 from dagman.scripts import FINAL_SCRIPT, PRE_SEGMENT, PRE_SKIP_EXIT
 
 
@@ -109,6 +109,29 @@ def test_final_fails_when_its_record_cannot_be_written(directory: Path) -> None:
     (directory / "summary.json.tmp").mkdir()
     assert subprocess.run([directory / "scripts" / "final", "2", "1"], stderr=subprocess.DEVNULL).returncode == 1
     assert subprocess.run([directory / "scripts" / "final", "0", "0"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def told(directory: Path) -> object:
+    """What travels to the next job under the handover's name."""
+    return json.loads((directory / "placeholder" / "handover.json").read_text())
+
+
+def test_job_is_told_the_newest_commit_that_the_workflow_knows(directory: Path) -> None:
+    (directory / "placeholder").mkdir()
+    (directory / "placeholder" / "handover.json").write_text('{"format": 1, "state": "pending"}\n')
+    hand_over(directory, 0, "failed", 0, last_lines=[' "commit": "000009000.e000009.tar"'])
+    assert pre(directory, "000") == 0 and told(directory) == {"format": 1, "state": "pending"}
+    hand_over(directory, 0, "time-used", 200, commit="000000200.e000001.tar")
+    hand_over(directory, 1, "time-used", 1000000000, commit="1000000000.e000009.tar")
+    hand_over(directory, 2, "temporary", 400, commit="000000400.e000010.tar")
+    assert pre(directory, "003", 2000000000) == 0
+    known = {"format": 1, "state": "pending", "known": "000000400.e000010.tar"}
+    assert told(directory) == known
+    # A handover that was lost since takes nothing back.
+    for path in (directory / "handovers").iterdir():
+        path.unlink()
+    assert pre(directory, "003") == 0 and told(directory) == known
+    assert known_commit(directory / "placeholder" / "handover.json") == "000000400.e000010.tar"
 
 
 EVENTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BadInput, SegueError
+from agent.handover import known_commit
+from dagman.foreseen import before_submitting
 from dagman.pool import namespace
 from dagman.workflow import File, Workflow
 from dagman.write import write_workflow
@@ -88,6 +91,23 @@ def test_handovers_stay_while_the_store_has_a_commit(workflow: Workflow) -> None
     commit.touch()
     write_workflow(workflow)
     assert path.exists()
+
+
+def test_first_job_is_told_the_newest_commit_that_was_seen_when_it_was_written(workflow: Workflow) -> None:
+    write_workflow(workflow)
+    placeholder = workflow.directory / "placeholder" / "handover.json"
+    assert json.loads(placeholder.read_text()) == {"format": 1, "state": "pending"}
+    checkpoints = workflow.job.store_root / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for name in ("000000020.e000002.tar", "000000040.e000001.tar"):
+        (checkpoints / name).touch()
+    write_workflow(workflow)
+    assert known_commit(placeholder) == "000000020.e000002.tar"
+    # when the store was removed, then to submit it again is to begin anew on purpose, and that is said
+    shutil.rmtree(workflow.job.store_root)
+    assert "this workflow had published step 20: the run begins anew at step 0" in "".join(before_submitting(workflow))
+    write_workflow(workflow)
+    assert known_commit(placeholder) == "" and not any("anew" in note for note in before_submitting(workflow))
 
 
 def test_handovers_stay_where_staging_is_not_mounted(workflow: Workflow) -> None:

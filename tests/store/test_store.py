@@ -280,7 +280,7 @@ def test_a_tight_budget_prunes_what_retention_allows_first(store: Store, tmp_pat
     tight = Store(store.root, budget=Budget(items=8))
     publish(tight, claim, tmp_path, 30)
     source = make_checkpoint(tmp_path / "next", 40)
-    with pytest.raises(NoRoom, match="1 items: raise budget.items to 9 or more .*segue prune"):
+    with pytest.raises(NoRoom, match=r"1 items: raise budget\.items to 9 or more .*segue prune"):
         tight.publish(claim, source, Metadata(40, "40"))
     assert tight.publish(claim, source, Metadata(40, "40"), retention=Retention()).step == 40
     assert [commit.step for commit in tight.commits()] == [40, 30, 20]
@@ -292,7 +292,7 @@ def test_no_prune_is_advised_that_would_be_refused(store: Store, tmp_path: Path)
     for step in (10, 20):
         publish(tight, claim, tmp_path, step)
     source = make_checkpoint(tmp_path / "next", 30)
-    with pytest.raises(NoRoom, match="raise budget.items to 8 or more") as caught:
+    with pytest.raises(NoRoom, match=r"raise budget\.items to 8 or more") as caught:
         tight.publish(claim, source, Metadata(30, "30"), retention=Retention())
     assert caught.value.own_budget and "segue prune" not in str(caught.value)
 
