@@ -83,9 +83,10 @@ def too_much(asked: Asked, wanted: Need) -> list[str]:
         retention = asked.spec.retention
         if retention.keep > 2 or retention.every or retention.best:
             remedy += ", or keep fewer checkpoints ([retention])"
+        many, most = _apart(wanted.bytes, wanted.limit_bytes)
         found.append(
-            f"{'budget.gb' if own else 'budget'}: {told(wanted)} are {_gb(wanted.bytes)} in staging, more than "
-            f"{wanted.limit} ({_gb(wanted.limit_bytes)}): {remedy}; else a checkpoint will find "
+            f"{'budget.gb' if own else 'budget'}: {told(wanted)} are {many} in staging, more than "
+            f"{wanted.limit} ({most}): {remedy}; else a checkpoint will find "
             "no room, and the run cannot go on from it"
         )
     items = wanted.checkpoints + wanted.inputs + _OTHER_ITEMS
@@ -97,8 +98,20 @@ def too_much(asked: Asked, wanted: Need) -> list[str]:
     return found
 
 
-def _gb(count: int) -> str:
-    return f"{round(count / _GB, 2):g} GB"
+def _gb(count: int, digits: int = 2) -> str:
+    """With more than ``digits`` decimals where those would show nothing."""
+    while count and not round(count / _GB, digits):
+        digits += 1
+    text = f"{count / _GB:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.')} GB"
+
+
+def _apart(many: int, few: int) -> tuple[str, str]:
+    """Two different sizes in so many decimals that the difference shows."""
+    digits = 2
+    while _gb(many, digits) == _gb(few, digits):
+        digits += 1
+    return _gb(many, digits), _gb(few, digits)
 
 
 def told(wanted: Need) -> str:

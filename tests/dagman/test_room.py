@@ -44,6 +44,23 @@ def test_budget_of_the_run_goes_before_the_sites_quota(tmp_path: Path) -> None:
     assert said(tmp_path, "[budget]\ngb = 200\ncheckpoint_gb = 50\n") == ""
 
 
+@pytest.mark.parametrize(
+    ("budget", "sizes"),
+    [
+        (
+            "gb = 0.03\ncheckpoint_gb = 0.010003",
+            "3 checkpoints of 0.01 GB (budget.checkpoint_gb) are 0.03001 GB in staging, more than budget.gb (0.03 GB)",
+        ),
+        ("gb = 0.00001\ncheckpoint_gb = 0.000004", "of 0.000004 GB (budget.checkpoint_gb) are 0.00001"),
+        ("gb = 100\ncheckpoint_gb = 40", "are 120 GB in staging, more than budget.gb (100 GB)"),
+    ],
+)
+def test_a_size_that_is_too_much_is_never_shown_as_the_same_or_as_nothing(
+    tmp_path: Path, budget: str, sizes: str
+) -> None:
+    assert sizes in said(tmp_path, f"[budget]\n{budget}\n")
+
+
 def test_retention_and_inputs_count(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"")
     with (tmp_path / "data").open("r+b") as file:
