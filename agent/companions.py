@@ -158,7 +158,7 @@ class Companions:
                 self._carry_known = outcome.value.get("carry", self._carry_known)
             elif outcome.error != "Cancelled":
                 # Staging that is away has one warning, whoever notices it first.
-                key = "staging" if outcome.error in ("StoreUnavailable", "Hung") else "keep"
+                key = "staging" if outcome.error in ("StoreUnavailable", "Hung", "RunGone") else "keep"
                 attempt.warn(f"{outcome.message}; training goes on", key=key)
 
         def told(report: dict[str, Any]) -> None:

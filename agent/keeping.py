@@ -101,10 +101,14 @@ def drop_oldest(directory: Path, most: int) -> None:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What the ledger of an attempt tells the next one: how far it came, and its own last line when it ended in an orderly way."""
+    """What the ledger of an attempt tells the next one: how far it came, and its own last line when it ended in an orderly way.
+
+    ``unpublished``: why the newest try to publish failed, empty when it did not.
+    """
 
     step: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
+    unpublished: str = ""
 
 
 def ledger_of(directory: Path, epoch: int) -> Ledger:
@@ -114,7 +118,9 @@ def ledger_of(directory: Path, epoch: int) -> Ledger:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             said = [json.loads(line) for line in file.read().splitlines()[-20:]]
         steps = [int(one["step"]) for one in said if isinstance(one.get("step"), int)]
-        return Ledger(max(steps, default=0), said[-1] if said and said[-1].get("event") == "end" else {})
+        tries = [one for one in said if one.get("event") in ("commit", "unpublished")]
+        failed = str(tries[-1].get("reason", "")) if tries else ""
+        return Ledger(max(steps, default=0), said[-1] if said and said[-1].get("event") == "end" else {}, failed)
     except Exception:  # nothing depends on it but a better plan, and damage shows in many ways
         return Ledger()
 

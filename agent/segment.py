@@ -496,5 +496,6 @@ class Segment:
         if outcome.error == "Superseded":
             self.attempt.note_superseded(outcome)
         elif outcome.error != "Cancelled":
+            self.companions.note("unpublished", reason=outcome.message)
             self.trouble = outcome
             self.attempt.warn(f"{outcome.message}; training goes on", key="staging")

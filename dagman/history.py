@@ -77,7 +77,7 @@ class Observed:
     ``classes``: queue class by node name of every segment of the DAG, in order. ``done``: nodes that the rescue file used by the newest
     submission holds for done. ``last_words``: the last line that each other node's job wrote to stderr. ``submit``: the command that
     submits the run again; ``result``: how to come by the result; ``look``: shows how far the run is, whoever runs it; ``asked_steps``: what
-    run.toml says now.
+    run.toml says now. ``gone``: the store is not what it was; ``unpublished``: why the newest attempt's last try to publish failed.
     """
 
     run: str
@@ -97,6 +97,7 @@ class Observed:
     look: str = "segue commits"
     asked_steps: int | None = None
     gone: Gone | None = None
+    unpublished: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,10 @@ def timeline(seen: Observed) -> History:
     elif state == "running":
         held = _held(jobs, segments, others)
         reason = f"{held} is held: {jobs[held][-1].reason}" if held is not None else None
+    if state == "running" and reason is None and seen.unpublished:
+        # Of the attempt that has the run; one that ended says it in its handover.
+        node = next((segment.node for segment in segments if segment.state == "running"), None)
+        reason = None if node is None else f"{node}: not published: {seen.unpublished}"
     if seen.gone is not None and state not in ("not-submitted", "complete") and seen.gone.store not in (reason or ""):
         reason = f"{seen.gone.text}; {reason}" if reason else seen.gone.text
     return History(

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.errors import BadInput
 from agent.handover import known_commit
+from agent.keeping import ledger_of
 from dagman import events as ev
 from dagman.epochs import ClaimSeen
 from dagman.events import Event, read_events
@@ -172,6 +173,7 @@ def observe(place: RunPlace) -> Observed:
     dag_events = read_events(directory / f"{dag.name}.dagman.log")
     handovers, commit = read_handovers(directory), newest_commit(store)
     visible = store.parent.parent.is_dir()
+    claims = read_claims(store)
     lost = known_step(directory, handovers) if visible and commit is None else None
     submit, steps = f"segue submit {shlex.quote(place.said)}", None
     if dag_state(dag_events).state not in ("queued", "running", "held"):
@@ -188,7 +190,8 @@ def observe(place: RunPlace) -> Observed:
         skip_events=read_events(directory / f"{dag.name}.nodes.log"),
         dag_events=dag_events,
         handovers=handovers,
-        claims=read_claims(store),
+        claims=claims,
+        unpublished=ledger_of(store / "logs", claims[-1].epoch).unpublished if claims else "",
         commit=commit,
         staging_visible=visible,
         gone=None if lost is None else Gone(str(store), lost, store.is_dir()),

@@ -15,6 +15,7 @@ import pytest
 from agent.attempt import Attempt
 from agent.config import BudgetRule, InputArchive, Pace
 from agent.inputs import InputMissing, fetch
+from agent.keeping import keep, ledger_of
 from agent.opening import longest_wait_s
 from agent.pacing import Experience
 from agent.publishing import Publisher
@@ -73,6 +74,23 @@ def test_a_budget_of_its_own_that_is_used_up_ends_the_run_after_two_further_chec
     assert handover["state"] == "failed" and "could not be published" in handover["reason"]
     assert "raise budget.gb to" in handover["reason"] and "segue prune" not in handover["reason"]
     assert "3 checkpoints in a row could not be published, and waiting does not help" in attempt.log()
+    assert "raise budget.gb to" in ledger_of(run.store / "logs", 1).unpublished
+
+
+def test_ledger_tells_what_cannot_be_published_until_it_is(tmp_path: Path) -> None:
+    said: list[dict[str, object]] = []
+
+    def told() -> str:
+        source = tmp_path / "telemetry.jsonl"
+        source.write_text("".join(f"{json.dumps(one)}\n" for one in said))
+        keep(tmp_path / "logs", 1, {"jsonl": source}, 3)
+        return ledger_of(tmp_path / "logs", 1).unpublished
+
+    assert told() == ""
+    said += [{"event": "unpublished", "reason": "no room"}, {"step": 12, "loss": 0.1}]
+    assert told() == "no room"
+    said.append({"event": "commit", "step": 20})
+    assert told() == ""
 
 
 def test_a_run_that_the_workflow_knows_is_not_begun_anew_in_an_empty_staging(tmp_path: Path) -> None:

@@ -327,6 +327,18 @@ def test_failed_helper_is_told_by_its_last_line(tmp_path: Path, running: EventLo
     assert seen(tmp_path, log, running).reason == "stage: exit code 78; see logs/stage.err"
 
 
+def test_what_a_running_attempt_cannot_publish_is_said_while_it_runs(
+    tmp_path: Path, log: EventLog, running: EventLog
+) -> None:
+    log.submit(3, 5, "segment_000")
+    assert seen(tmp_path, log, running, unpublished="no room").reason is None
+    log.execute(3, 10)
+    assert seen(tmp_path, log, running).reason is None
+    assert seen(tmp_path, log, running, unpublished="no room").reason == "segment_000: not published: no room"
+    log.end(3, 60)
+    assert seen(tmp_path, log, running, unpublished="no room").reason is None
+
+
 def test_step_is_the_commits_else_the_handovers(tmp_path: Path, log: EventLog, running: EventLog) -> None:
     commit = NewestCommit("000000160.e000002.tar", 160, 2, 10, BEGAN, 0.5)
     handovers = {0: hand_over(1, "3.0", 10, step=120, pace={"step_s": 2.0}, commits=[{"step": 120}])}
