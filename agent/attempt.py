@@ -92,6 +92,8 @@ class Attempt:
         """No checkpoint came out of this attempt although nothing failed: the time was too short."""
         self.fruitless_before = False
         """The attempt before was fruitless too, and began at the same step."""
+        self.began_anew = ""
+        """What the reason of an end says beside it when a start reported steps from before those it was to resume."""
         self.wandb_failed = False
         """W&B's client ended a start of this attempt."""
         self.wandb_unsent = 0

@@ -40,6 +40,9 @@ def due(attempt: Attempt) -> bool:
 def doubt(attempt: Attempt, recipe: Recipe, publisher: Publisher, training: Training) -> None:
     """Look once a tick; each warning is said once."""
     start = training.start
+    if publisher.in_place and not training.stopped_by_agent:
+        attempt.say(f"ending the trainer: {publisher.in_place}")
+        training.terminate(attempt.job.kill_grace_s)
     made, interval = training.step - start.resume_step, start.save_interval
     if interval and training.clock.settled and made >= _DUE * interval and publisher.finished_step <= start.resume_step:
         from agent.verdict import lying
@@ -51,6 +54,9 @@ def doubt(attempt: Attempt, recipe: Recipe, publisher: Publisher, training: Trai
             key="no checkpoint found",
         )
     if training.behind is not None:
+        attempt.began_anew = attempt.began_anew or (
+            f"; it reported step {training.behind} though it was to resume from step {start.resume_step}"
+        )
         attempt.warn(
             f"the trainer reports step {training.behind} though it was to resume from step {start.resume_step}: if it began anew, its program does "
             "not read where to resume (docs/recipes.md)",

@@ -2,7 +2,8 @@
 
 A finished checkpoint is hard-linked at once, because the trainer may delete it, and published by an errand. When the trainer is
 faster than staging, the newest one waiting goes next; older ones are dropped, or follow it where retention.every wants them. Staging
-that is away is tried again with one warning.
+that is away is tried again with one warning. Where only the name tells that a checkpoint is finished, it counts when it is unchanged at a
+second look (settling.py), and a commit of one that was written after that is withdrawn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from agent.errand import Errand, Outcome, Report
 from agent.loop import Loop
 from agent.recipes.base import Finished, Recipe, Start
+from agent.settling import Watched
 from agent.store.multiples import first_at_each
 
 _FIRST_RETRY_S = 2.0
@@ -30,16 +32,22 @@ _COPIED_BYTES = 16 << 20
 """Files up to this size are copied into the second snapshot of a checkpoint that changed under its first: a log beside it that still grows."""
 
 PublishWork = Callable[[Finished, Path, Report], dict[str, Any]]
+WithdrawWork = Callable[[int], dict[str, Any]]
+"""Sets the commit of a step aside and returns its new name as ``aside``."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A snapshot that waits to be published. ``stays``: retention.every wants it, so a newer one does not make it needless."""
+    """A snapshot that waits to be published. ``stays``: retention.every wants it, so a newer one does not make it needless. ``settled_at``:
+    when it may be taken for finished, by the monotonic clock. ``killed_before``: it may not, where the trainer was killed earlier than that.
+    """
 
     finished: Finished
     snapshot: Path
     number: int
     stays: bool
+    settled_at: float = 0.0
+    killed_before: float = 0.0
 
 
 class Publisher:
@@ -54,7 +62,9 @@ class Publisher:
         on_commit: Callable[[dict[str, Any]], None],
         on_trouble: Callable[[Outcome], None],
         silent_s: float,
+        withdraw: WithdrawWork | None = None,
     ) -> None:
+        self._withdraw = withdraw
         self._loop = loop
         self._directory = directory
         self._publish = publish
@@ -77,6 +87,13 @@ class Publisher:
         self._number = 0
         self._failed_snapshots = 0
         self._retaken = -1
+        self._settling: Waiting | None = None
+        self._watched: list[Watched] = []
+        self._over = self._whole = False
+        self._passed_over: set[int] = set()
+        self._withdrawing = 0
+        self._committed_before: dict[int, int] = {}
+        """For each step that was published here, what was the newest commit until then."""
         self._secured_step = 0
         """Step of the newest checkpoint that is a commit, or of which there is a snapshot; its multiple has one."""
         self.finished_step = 0
@@ -86,22 +103,6 @@ class Publisher:
         self.committed_step = 0
         self.trouble = ""
         """The error's class when the last try to publish failed."""
-        self.halted = False
-        """Set when nothing more must be published (superseded, told to leave)."""
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is being linked or published, nothing waits."""
-        return self._snapshotting is None and self._publishing is None and not self._waiting
-
-    @property
-    def linked(self) -> bool:
-        """Whatever the last look found is safe from the trainer, or could not be made so."""
-        return self._snapshotting is None
-
-    @property
-    def pausing(self) -> bool:
-        """Something waits and nothing is under way: the last try failed, and the next is not due."""
         self.in_vain: set[int] = set()
         """Steps refused since the last commit for a reason that waiting does not mend: the run's own budget, or its directory is gone."""
         self.on_finished: Callable[[int], None] = lambda step: None
@@ -110,6 +111,27 @@ class Publisher:
         """What shows that the trainer writes its checkpoints under their final names: nothing new is taken from it then."""
         self.torn: dict[int, str] = {}
         """Steps of checkpoints that changed after they had their names, and the name under which a commit of one was set aside."""
+        self.halted = False
+        """Set when nothing more must be published (superseded, told to leave)."""
+
+    @property
+    def root(self) -> Path:
+        """The directory of the checkpoints that is looked at."""
+        return Path(self._root)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being linked or published, nothing waits."""
+        return self.linked and self._publishing is None and not self._waiting and not self._withdrawing
+
+    @property
+    def linked(self) -> bool:
+        """Whatever the last look found is safe from the trainer, or could not be made so."""
+        return self._snapshotting is None and self._settling is None
+
+    @property
+    def pausing(self) -> bool:
+        """Something waits and nothing is under way: the last try failed, and the next is not due."""
         return self.linked and self._publishing is None and bool(self._waiting)
 
     @property
@@ -129,12 +151,17 @@ class Publisher:
         self._root = str(recipe.checkpoint_root(start))
         self._seen = None
         self._full_at = 0.0
+        self._over = self._whole = False
+        self._watched.clear()
         self.finished_step = self._secured_step = step
         self.spacing = None
 
     def look(self, thoroughly: bool = False) -> None:
         """See whether the trainer has finished another checkpoint; cheap unless the root has changed."""
-        if self._recipe is None or self._start is None or self.halted or self._snapshotting is not None:
+        if self._recipe is None or self._start is None or self.halted:
+            return
+        self._look_again()
+        if self.in_place or not self.linked:
             return
         now = time.monotonic()
         try:
@@ -147,6 +174,7 @@ class Publisher:
         self._seen = seen
         start = replace(self._start, secured_step=self._secured_step)
         found = [one for one in self._recipe.finished(start) if one.step > self.finished_step]
+        found = [one for one in found if one.step not in self._passed_over]
         self._full_every = max(_FULL_LOOK_S, (time.monotonic() - now) * _COST_SHARE)
         self._full_at = now + self._full_every
         if found:
@@ -154,7 +182,66 @@ class Publisher:
             chosen = next((one for one in found if one.step in wanted), found[-1])
             self._snapshot(chosen, stays=chosen.step in wanted)
 
+    def last_look(self, whole: bool) -> None:
+        """The trainer is over, so nothing is written any more; ``whole``: it ended by itself, and well."""
+        self._over, self._whole = True, whole
+        self.look(thoroughly=True)
+
+    def _look_again(self) -> None:
+        """Whether a checkpoint that had its name was written to since; what is unchanged at its second look counts as finished."""
+        now = time.monotonic()
+        for one in [one for one in self._watched if one.due <= now or self._over]:
+            if changed := one.look(now):
+                self._written_in_place(one, changed)
+        self._watched = [one for one in self._watched if not one.gone]
+        if self._settling is not None and (self._over or now >= self._settling.settled_at):
+            settling, self._settling = self._settling, None
+            if self._over and not self._whole and now < settling.killed_before:
+                self._passed_over.add(settling.finished.step)
+                discard(settling.snapshot)
+            else:
+                self._accept(settling)
+
+    def _written_in_place(self, one: Watched, changed: str) -> None:
+        """Take nothing from this checkpoint, and nothing new from this trainer."""
+        self._watched.remove(one)
+        self.in_place = self.in_place or f"{changed} was written after {one.path} had its name"
+        self.torn[one.step] = ""
+        if self._settling is not None and self._settling.finished.step == one.step:
+            discard(self._settling.snapshot)
+            self._settling = None
+        for waiting in [waiting for waiting in self._waiting if waiting.finished.step == one.step]:
+            self._waiting.remove(waiting)
+            discard(waiting.snapshot)
+        if one.step in self._committed_before:
+            self._set_aside(one.step)
+
+    def _set_aside(self, step: int) -> None:
+        """The commit is no good: readers must not find it."""
+        if self.committed_step == step:
+            self.committed_step = self._committed_before[step]
+        withdraw = self._withdraw
+        if withdraw is None:
+            return
+
+        def done(outcome: Outcome) -> None:
+            self._withdrawing -= 1
+            if outcome.ok:
+                self.torn[step] = outcome.value["aside"]
+            else:
+                self._on_trouble(outcome)
+
+        self._withdrawing += 1
+        Errand(self._loop, lambda report: withdraw(step), done, silent_s=self._silent_s)
+
     def _snapshot(self, finished: Finished, stays: bool) -> None:
+        assert self._recipe is not None
+        watched = next((one for one in self._watched if one.step == finished.step), None)
+        if self._recipe.only_named and watched is None:
+            watched = Watched(
+                finished, time.monotonic()
+            )  # before the snapshot, so that nothing changes between the two
+            self._watched.append(watched)
         self._number += 1
         waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}", self._number, stays)
 
@@ -169,10 +256,7 @@ class Publisher:
             self._snapshotting = None
             if outcome.ok:
                 self._failed_snapshots = 0
-                if self._start is not None and finished.step > self.finished_step > self._start.resume_step:
-                    self.spacing = finished.step - self.finished_step
-                self.finished_step = self._secured_step = finished.step
-                self._add(replace(waiting, finished=replace(finished, seen=outcome.value["seen"])))
+                self._made(replace(waiting, finished=replace(finished, seen=outcome.value["seen"])), watched)
             else:
                 self._failed_snapshots += 1
                 if self._failed_snapshots >= 3 or self._retaken == finished.step:
@@ -185,6 +269,30 @@ class Publisher:
                 self.look(thoroughly=True)
 
         self._snapshotting = Errand(self._loop, work, done, silent_s=self._silent_s, low_priority=False)
+
+    def _made(self, waiting: Waiting, watched: Watched | None) -> None:
+        """The trainer may delete its own files now; whether they are all that there will be shows at the second look."""
+        if watched is None:
+            self._accept(waiting)
+            return
+        if waiting.finished.step in self.torn:
+            discard(waiting.snapshot)
+            return
+        self._settling = replace(waiting, settled_at=watched.settled_at, killed_before=watched.killed_before)
+        if self._over:
+            self._look_again()
+        else:
+            self._loop.after(max(0.0, watched.settled_at - time.monotonic()) + 0.01, self._look_again)
+
+    def _accept(self, waiting: Waiting) -> None:
+        """It counts as finished."""
+        step = waiting.finished.step
+        if self._start is not None and step > self.finished_step > self._start.resume_step:
+            self.spacing = step - self.finished_step
+        self.finished_step = self._secured_step = step
+        self._seen = None  # others may have been finished meanwhile
+        self.on_finished(step)
+        self._add(waiting)
 
     def _add(self, waiting: Waiting) -> None:
         for older in [one for one in self._waiting if not one.stays]:
@@ -214,13 +322,24 @@ class Publisher:
     def _published(self, outcome: Outcome) -> None:
         current, self._current, self._publishing = self._current, None, None
         assert current is not None
+        for one in self._watched:
+            one.due = 0.0 if one.step == current.finished.step else one.due
+        self._look_again()
         self.trouble = outcome.error
         if outcome.ok:
             self._retry_s = self._retry_at = 0.0
+            self.in_vain.clear()
+            self._committed_before[current.finished.step] = self.committed_step
             self.committed_step = max(self.committed_step, current.finished.step)
             discard(current.snapshot)
             self._on_commit({**outcome.value, "seconds": outcome.seconds})
+            if current.finished.step in self.torn:
+                self._set_aside(current.finished.step)
+        elif current.finished.step in self.torn:
+            discard(current.snapshot)
         elif outcome.error not in _FINAL:
+            if outcome.error == "RunGone" or outcome.value.get("own_budget"):
+                self.in_vain.add(current.finished.step)
             self._again(current)
             self._on_trouble(outcome)
         else:
@@ -256,6 +375,7 @@ class Publisher:
             if errand is not None:
                 errand.cancel()
         self._waiting.clear()
+        self._settling = None
 
 
 def discard(snapshot: Path) -> None:
@@ -264,7 +384,3 @@ def discard(snapshot: Path) -> None:
 
     with suppress(OSError):
         remove_tree(PosixFileSystem(), str(snapshot))
-            self.in_vain.clear()
-            self._committed_before[current.finished.step] = self.committed_step
-            if outcome.error == "RunGone" or outcome.value.get("own_budget"):
-                self.in_vain.add(current.finished.step)

@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import replace
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from agent import exit_codes
@@ -70,6 +71,7 @@ class Segment:
             self._committed,
             self._publish_trouble,
             _SILENT_S,
+            lambda step: self.staging.withdraw(attempt.claim, step),
         )
 
     @cached_property
@@ -303,7 +305,7 @@ class Segment:
         """Decide: start again at once after a crash (None), or publish what is complete and end."""
         attempt = self.attempt
         self._book(training)
-        self.publisher.look(thoroughly=True)
+        self.publisher.last_look(training.ended is not None and training.ended.exit_code == 0)
         self.loop.run_until(lambda: self.publisher.linked or attempt.leave_now)
         attempt.stepped |= max(training.step, self.publisher.finished_step) > training.start.resume_step
         end = self._never_found(training)
@@ -324,6 +326,9 @@ class Segment:
             return self._time_used(self.stopping.out_of_time)
         if training.stop_asked is not None:
             return self._time_used("its time is used")
+        if publisher.in_place and not attempt.superseded:
+            self._finish_publishing()
+            return self._superseded() or verdict.in_place(attempt, publisher)
         return self._go_on_if_worthwhile()
 
     def _never_found(self, training: Training) -> End | None:
@@ -433,7 +438,9 @@ class Segment:
 
         self._publish_no_more()
         made = self.training.step - self.attempt.restored_step if self.training else 0
-        return verdict.time_used(self.attempt, self.publisher.committed_step, made, self.restarts.total, reason)
+        return verdict.time_used(
+            self.attempt, self.publisher.committed_step, made, self.restarts.total, reason, self.publisher.root
+        )
 
     def _crashed(self, training: Training, hang: Hang) -> End | None:
         from agent import verdict
@@ -475,7 +482,7 @@ class Segment:
 
     def _metrics(self) -> dict[str, float]:
         loss = self.training.loss if self.training is not None else None
-        return {"loss": loss} if loss is not None else {}
+        return {"loss": loss} if loss is not None and isfinite(loss) else {}
 
     def _committed(self, commit: dict[str, Any]) -> None:
         attempt = self.attempt

@@ -275,6 +275,10 @@ class Staging:
             )
         return {"step": commit.step, "commit": commit.name, "bytes": commit.size, "warnings": self._prune(store, owner)}
 
+    def withdraw(self, claim: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Set the commit of this step aside: it was made before the trainer had finished it."""
+        return {"aside": self.store().withdraw(_claim(claim), step)}
+
     def _retention(self) -> Retention:
         from agent.store import Retention
 

@@ -7,6 +7,7 @@ one knows which steps it redoes.
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,20 @@ class Telemetry:
         self._before = (now, used)
         step_s = training.clock.step_s()
         rate = 1.0 / step_s if step_s else 0.0
+        loss = training.loss
+        if loss is not None and not math.isfinite(loss):
+            attempt.warn(
+                f"the trainer's loss is {loss} at step {training.step}: look into `segue logs`, what it makes from here on may be of no use",
+                key="loss",
+            )
+            loss = None  # JSON has no such number
+        elif loss is not None:
+            attempt.settled("loss")
         self.note(
             "sample",
             step=training.step,
             steps_per_s=round(rate, 4),
-            loss=training.loss,
+            loss=loss,
             cpu_percent=round(cpu, 1),
             resident=used.resident,
             read=used.read,
@@ -70,7 +80,7 @@ class Telemetry:
                 "ChirpStep": training.step,
                 "ChirpSteps": attempt.job.steps,
                 "ChirpStepsPerSecond": rate,
-                "ChirpLoss": training.loss,
+                "ChirpLoss": loss,
                 "ChirpLastCommit": attempt.handover.commit or "",
                 "ChirpEta": int(time.time() + left / rate) if rate else None,
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
@@ -13,6 +14,9 @@ from agent.failures import MOST_RESTARTS, OF_THE_MACHINE, Failure, Restarts, Ver
 from agent.hang import Hang, memory_kills
 from agent.loop import steady
 from agent.training import Training
+
+if TYPE_CHECKING:
+    from agent.publishing import Publisher
 
 _ELSEWHERE = (
     "StoreUnavailable",
@@ -91,14 +95,18 @@ def too_short(attempt: Attempt) -> str:
     )
 
 
+def _needed_s(attempt: Attempt) -> float:
+    """The shortest segment that brings a step."""
+    pace = attempt.experience.pace
+    return pace.startup_s + pace.step_s + pace.save_s + pace.publish_s + attempt.deadline.margin_s
+
+
 def _fruitless(attempt: Attempt, text: str) -> End:
     """No checkpoint, and nothing failed: the time was too short. Once, that may be the machine or a wrong guess of the pace, and the next
     attempt plans with what was measured in this one; twice from the same step, or by far too short, it would be so for ever.
     """
     attempt.fruitless = True
-    pace = attempt.experience.pace
-    needed = pace.startup_s + pace.step_s + pace.save_s + pace.publish_s + attempt.deadline.margin_s
-    if attempt.fruitless_before or needed > _HOPELESS * attempt.limit_s:
+    if attempt.fruitless_before or _needed_s(attempt) > _HOPELESS * attempt.limit_s:
         return End("failed", exit_codes.PERMANENT, text)
     return End("temporary", exit_codes.TEMPORARY, f"{text}; it is tried once more, with the times measured here")
 
@@ -122,19 +130,23 @@ def never_found(attempt: Attempt, training: Training, root: Path) -> End | None:
     made = training.step - start.resume_step
     if ended is None or made <= 0 or start.resume_step != attempt.restored_step:
         return None
-    interval = start.save_interval or attempt.job.save_interval or made
+    interval = start.save_interval or attempt.job.save_interval
     if ended.exit_code == 0 and not training.stopped_by_agent:
-        must = training.step >= start.last_step or training.stop_asked is not None or made > interval
+        as_told = training.step >= start.last_step or training.stop_asked is not None
+        must = as_told or (interval is not None and made > interval)
     else:
-        must = made >= 2 * interval
+        must = interval is not None and made >= 2 * interval
     if not must:
         return None
     return End(
         "failed",
         exit_codes.PERMANENT,
-        f"no finished checkpoint in {root} after {made} steps; there {lying(root)}: let the trainer save there, in the form that the recipe "
-        f"{attempt.job.recipe} knows, or say in [trainer.options] of run.toml where and how it saves (docs/recipes.md)",
+        f"no finished checkpoint in {root} after {made} steps; there {lying(root)}: let the trainer save there, {_form(attempt)}",
     )
+
+
+def _form(attempt: Attempt) -> str:
+    return f"in the form that the recipe {attempt.job.recipe} knows, or say in [trainer.options] of run.toml where and how it saves (docs/recipes.md)"
 
 
 def lying(root: Path) -> str:
@@ -149,7 +161,28 @@ def lying(root: Path) -> str:
     return f"are: {', '.join(names[:_MOST_NAMES])}{more}"
 
 
-def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason: str) -> End:
+def in_place(attempt: Attempt, publisher: Publisher) -> End:
+    """Nothing tells when a checkpoint of this trainer is finished, so none can be relied on that is published while it runs."""
+    from agent.store.names import commit_name
+
+    handover = attempt.handover
+    if handover.step in publisher.torn and handover.step != attempt.restored_step:
+        restored = (handover.restored or {}).get("commit")
+        handover.step = publisher.committed_step
+        earlier = commit_name(handover.step, attempt.epoch)
+        handover.commit = restored if handover.step == attempt.restored_step else earlier
+    aside = [name for name in publisher.torn.values() if name]
+    handover.commits = [one for one in handover.commits if one["step"] not in publisher.torn]
+    told = f" (its commit is set aside as {', '.join(aside)})" if aside else ""
+    return End(
+        "failed",
+        exit_codes.PERMANENT,
+        f"the trainer writes its checkpoints in place: {publisher.in_place}{told}; let it write under another name and rename when it is done, "
+        f'or say in [trainer.options] of run.toml which file comes last: done = "marker", marker = "…" (docs/recipes.md)',
+    )
+
+
+def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason: str, root: Path) -> End:
     """The planned end; a segment that brought nothing must not be followed by others that bring nothing either."""
     if committed > attempt.restored_step:
         return End("time-used", exit_codes.OK, f"step {committed} of {attempt.job.steps} is published; {reason}")
@@ -157,10 +190,17 @@ def time_used(attempt: Attempt, committed: int, made: int, crashes: int, reason:
         return End(
             "temporary",
             exit_codes.TEMPORARY,
-            f"no checkpoint came out of this attempt, the trainer failed {crashes} times; {reason}",
+            f"no checkpoint came out of this attempt, the trainer failed {crashes} times; {reason}{attempt.began_anew}",
         )
-    text = f"no checkpoint came out of this segment ({made} steps were made): {too_short(attempt)}"
-    return _fruitless(attempt, text)
+    steps = f"the trainer made {made} steps" if made > 0 else "the trainer reported no step"
+    if _needed_s(attempt) > attempt.limit_s:
+        text = f"no checkpoint came out of this segment ({steps}): {too_short(attempt)}"
+    else:
+        text = (
+            f"no checkpoint came out of this segment of {attempt.limit_s:.0f} s: {steps} and finished no checkpoint in {root}; there {lying(root)}: "
+            f"let it save there more often, {_form(attempt)}, or choose a longer class"
+        )
+    return _fruitless(attempt, text + attempt.began_anew)
 
 
 def unpublished(step: int, trouble: Outcome | None) -> End:
@@ -215,6 +255,7 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
     attempt.warn(
         f"start {attempt.handover.starts} failed after {where}: {failure.kind}: {failure.sentence} ({ended.text})"
     )
+    failure = replace(failure, sentence=f"{failure.sentence}{attempt.began_anew}")
     if failure.verdict is Verdict.NEVER:
         return End("failed", exit_codes.PERMANENT, f"{failure.sentence} (after {where}, {ended.text})")
     reason = f"{failure.sentence} (after {where} on {attempt.place.machine}, {ended.text})"

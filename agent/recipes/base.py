@@ -74,6 +74,10 @@ class Recipe(ABC):
     stops_on_request: bool = False
     """The trainer looks at SEGUE_STOP_FILE between steps and stops after saving at the step named in it."""
 
+    only_named: bool = False
+    """Nothing but a checkpoint's name tells that it is finished, on the word of whoever wrote the trainer: the agent looks whether it stays as
+    it is."""
+
     def configure(self, job: JobConfig) -> None:  # noqa: B027  (most need nothing)
         """Look at the run before anything else is asked; raises BadInput for options that cannot be meant."""
 

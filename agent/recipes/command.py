@@ -154,6 +154,7 @@ class Command(Recipe):
         self.sets_save_interval = found.sets_save_interval
         self.stops_on_request = found.stops_on_request
 
+        self.only_named = not found.marker
     def checkpoint_root(self, start: Start) -> Path:
         return start.scratch / shape(start.job).checkpoints
 

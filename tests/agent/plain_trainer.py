@@ -2,9 +2,11 @@
 
 It reads SEGUE_* and these options: step_s, crash_at, hang_at, xid_at, workers, stubborn (ignores SIGTERM), save_s, import_error, print_env, deaf
 (does not look at the stop file), wandb (logs with the real client), cache (keeps something in HOME), every (its own save interval, and
-no other end than the run's), saves_until (no checkpoint after that step), wait_at (waits before that step for a file `go` in HOME), prefix (of
-its checkpoints' names), beyond (goes on to that step, whatever the run's is), forgetful (begins anew whatever it should resume),
-lose_at (removes all checkpoints when a file `lose` is there, and crashes), wandb_fails (as W&B's client does when it is online without a network).
+no other end than the run's), saves_until (no checkpoint after that step), wait_at (waits before that step for a file `go` in HOME),
+mute (says nothing of its steps), pad_mb (of each checkpoint), prefix (of its checkpoints' names), beyond (goes on to that step, whatever the
+run's is), forgetful (begins anew whatever it should resume), in_place (writes checkpoints under
+their final names), lose_at (removes all checkpoints when a file `lose` is there, and crashes),
+wandb_fails (as W&B's client does when it is online without a network).
 """
 
 from __future__ import annotations
@@ -33,12 +35,16 @@ def after(state: str, step: int) -> str:
 
 
 def save(step: int, state: str) -> None:
-    making = ROOT / f"{step}.tmp"
+    final = ROOT / f"{OPTIONS.get('prefix', '')}{step}"
+    making = final if "in_place" in OPTIONS else ROOT / f"{step}.tmp"
     making.mkdir()
+    if "in_place" in OPTIONS:
+        (making / "config.json").write_text("{}")
+        time.sleep(number("save_s"))
     (making / "state.json").write_text(json.dumps({"step": step, "state": state}))
     (making / "empty").mkdir()
     time.sleep(number("save_s"))
-    making.rename(ROOT / f"{OPTIONS.get('prefix', '')}{step}")
+    making.rename(final)
 
 
 def start_workers(count: int) -> list[int]:

@@ -29,3 +29,4 @@ def test_a_trainer_that_began_anew_is_told_from_one_that_resumed(tmp_path: Path)
     # then that is said
     (warning,) = [text for text in attempt.handover()["warnings"] if "began anew" in text]
     assert "though it was to resume from step 30" in warning
+    assert "though it was to resume from step 30" in attempt.handover()["reason"]

@@ -49,7 +49,7 @@ def segment_of(seen: list[str], error: Exception | None, broken: str, **fields: 
         "attempt": attempt,
         "job": SimpleNamespace(kill_grace_s=1.0),
         "recipe": None,
-        "publisher": SimpleNamespace(finished_step=0, look=look("checkpoints")),
+        "publisher": SimpleNamespace(finished_step=0, in_place="", look=look("checkpoints")),
         "stopping": SimpleNamespace(look=look("time")),
     }
     vars(made).update(stand_ins)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from agent.config import Wandb
 from agent.exit_codes import PERMANENT, TEMPORARY
 from agent.failures import Restarts
 from agent.keeper import Ended
-from agent.verdict import crashed
+from agent.verdict import crashed, time_used
 
 BOOM = "RuntimeError: boom"
 NO_MODULE = "ModuleNotFoundError: No module named 'jax'"
@@ -39,6 +40,7 @@ def judged(
         stepped=stepped,
         job=SimpleNamespace(wandb=wandb),
         wandb_failed=False,
+        began_anew="",
         log=SimpleNamespace(last_lines=lambda: [line]),
         handover=SimpleNamespace(starts=1),
         place=SimpleNamespace(machine="m"),
@@ -86,6 +88,42 @@ def test_a_start_that_wandb_ended_is_not_counted_once_because_the_next_one_is_of
     assert end is not None and end.exit_code == PERMANENT
     own = judged(line, step=0, starts=3)  # the trainer's own affair
     assert own is not None and own.exit_code == PERMANENT
+
+
+def fruitless(root: Path, made: int, step_s: float, **fields: Any) -> End:
+    """The end of a segment of 30 s with this pace that made so many steps and left ``root``."""
+    attempt: Any = SimpleNamespace(
+        job=SimpleNamespace(recipe="command", steps=1000),
+        restored_step=0,
+        began_anew="",
+        fruitless_before=False,
+        queue_class="short",
+        limit_s=30.0,
+        experience=SimpleNamespace(
+            pace=SimpleNamespace(startup_s=0.2, step_s=step_s, save_s=0.5, publish_s=1.0), measured=True
+        ),
+        deadline=SimpleNamespace(margin_s=2.0),
+    )
+    vars(attempt).update(fields)
+    return time_used(attempt, 0, made, fields.get("crashes", 0), "no further step fits", root)
+
+
+def test_a_segment_without_a_checkpoint_is_called_too_short_only_when_it_is(tmp_path: Path) -> None:
+    nothing = fruitless(tmp_path, 177, 0.15)
+    assert nothing.exit_code == TEMPORARY and "is shorter than" not in nothing.reason
+    assert f"the trainer made 177 steps and finished no checkpoint in {tmp_path}; there is nothing" in nothing.reason
+    (tmp_path / "step-20").mkdir()
+    found = fruitless(tmp_path, 0, 0.15, fruitless_before=True)
+    assert found.exit_code == PERMANENT and "the trainer reported no step" in found.reason
+    assert "there are: step-20" in found.reason and "trainer.options" in found.reason
+    short = fruitless(tmp_path, 0, 40.0)
+    assert "is shorter than start-up (0.2 s), one step (40.00 s)" in short.reason
+
+
+def test_a_trainer_that_began_anew_is_in_the_reason_of_the_end(tmp_path: Path) -> None:
+    anew = "; it reported step 1 though it was to resume from step 180"
+    for crashes in (0, 2):
+        assert anew in fruitless(tmp_path, 5, 0.15, began_anew=anew, crashes=crashes).reason
 
 
 @pytest.mark.parametrize("line", [NO_MODULE, NO_FILE])

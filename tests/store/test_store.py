@@ -109,6 +109,19 @@ def test_restore_falls_back_to_older_commit_when_newest_is_corrupt(store: Store,
     assert [path.name for path in store.set_aside()] == ["000000020.e000001.tar.bad-e000001"]
 
 
+def test_a_withdrawn_commit_is_set_aside_by_its_owner_only(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant("host", "1.0", 0), FINGERPRINT)
+    for step in (10, 20):
+        publish(store, claim, tmp_path, step)
+    assert store.withdraw(claim, 20) == "000000020.e000001.tar.bad-e000001"
+    assert store.withdraw(claim, 20) == ""  # it went already
+    assert restored(store, tmp_path / "to")[0] == 10
+    assert [path.name for path in store.set_aside()] == ["000000020.e000001.tar.bad-e000001"]
+    store.claim(Claimant("other", "2.0", 0), FINGERPRINT)
+    with pytest.raises(Superseded):
+        store.withdraw(claim, 10)
+
+
 def test_a_reader_without_a_claim_leaves_a_bad_commit_where_it_is(store: Store, tmp_path: Path) -> None:
     claim = store.claim(Claimant(), FINGERPRINT)
     publish(store, claim, tmp_path, 10)
