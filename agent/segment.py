@@ -326,9 +326,6 @@ class Segment:
             return self._time_used(self.stopping.out_of_time)
         if training.stop_asked is not None:
             return self._time_used("its time is used")
-        if publisher.in_place and not attempt.superseded:
-            self._finish_publishing()
-            return self._superseded() or verdict.in_place(attempt, publisher)
         return self._go_on_if_worthwhile()
 
     def _never_found(self, training: Training) -> End | None:
@@ -337,6 +334,9 @@ class Segment:
 
         attempt, publisher = self.attempt, self.publisher
         assert training.ended is not None
+        if publisher.in_place and not attempt.superseded:
+            self._finish_publishing()
+            return self._superseded() or verdict.in_place(attempt, publisher)
         planned = training.ended.exit_code == 0 or self.stopping.out_of_time
         if not planned or attempt.superseded or attempt.leaving or not publisher.idle:
             return None

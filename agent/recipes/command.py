@@ -150,11 +150,11 @@ class Command(Recipe):
             self.fill(word, dict.fromkeys(FIELDS, ""))
         self._line = found.progress
         self._offset = found.offset
+        self.only_named = not found.marker
         self.sets_last_step = found.sets_last_step
         self.sets_save_interval = found.sets_save_interval
         self.stops_on_request = found.stops_on_request
 
-        self.only_named = not found.marker
     def checkpoint_root(self, start: Start) -> Path:
         return start.scratch / shape(start.job).checkpoints
 
