@@ -97,6 +97,34 @@ def test_failed_run_fails_the_dag_says_why_and_goes_on_after_mending(condor: Emb
     assert handover["restored"]["step"] >= 20
 
 
+def test_run_whose_directory_was_removed_is_not_begun_anew_unless_it_is_submitted_again(
+    condor: EmbeddedPool, workdir: Path
+) -> None:
+    # Given a run that failed in step 30 and has commits, whose directory in staging is moved away,
+    segments = "count = 1\nreserve = 1\nsave_interval = 10"
+    run = Generated(condor, workdir, steps=60, step_s=0.02, args=("crash", "30"), segments=segments)
+    run.segue("submit", "run.toml")
+    known = run.wait_for_end()["last_commit_step"]
+    store = workdir / "staging" / "segue" / "run"
+    store.rename(workdir / "moved")
+    # when its DAG is run once more, by hand,
+    dag = run.workflow / "run.dag"
+    run.tool("condor_submit_dag", "-f", str(dag))
+    status = run.wait_for_end()
+    # then the job says what it misses and makes nothing in its place, and status says it, too;
+    assert status["state"] == "failed", run.said()
+    handover = status["segments"][0]["handover"]
+    assert (handover["exit_code"], handover["starts"]) == (78, 0)
+    assert f"{store}: has no commit, although this run had published step {known}" in status["reason"]
+    assert status["next"].startswith(f"bring {store} back") and not store.exists()
+    # a submission is the way to begin anew, and says so.
+    assert f"had published step {known}: the run begins anew at step 0" in run.segue("dag", "run.toml").stderr
+    run.tool("condor_submit_dag", "-f", str(dag))
+    status = run.wait_for_end()
+    assert "step 30" in status["reason"] and status["segments"][0]["handover"]["restored"] is None
+    assert status["step"] == known and store.exists()
+
+
 def test_retry_after_a_fault_of_the_machine_asks_for_another(condor: EmbeddedPool, workdir: Path) -> None:
     # Given the handover of an attempt that failed on this pool's only machine,
     run = Generated(condor, workdir, steps=60, avoid=True)
