@@ -111,6 +111,8 @@ class Publisher:
         """What shows that the trainer writes its checkpoints under their final names: nothing new is taken from it then."""
         self.torn: dict[int, str] = {}
         """Steps of checkpoints that changed after they had their names, and the name under which a commit of one was set aside."""
+        self.stuck: list[int] = []
+        """Those of which the commit could not be set aside."""
         self.halted = False
         """Set when nothing more must be published (superseded, told to leave)."""
 
@@ -153,6 +155,7 @@ class Publisher:
         self._full_at = 0.0
         self._over = self._whole = False
         self._watched.clear()
+        self._passed_over.clear()
         self.finished_step = self._secured_step = step
         self.spacing = None
 
@@ -205,7 +208,7 @@ class Publisher:
     def _written_in_place(self, one: Watched, changed: str) -> None:
         """Take nothing from this checkpoint, and nothing new from this trainer."""
         self._watched.remove(one)
-        self.in_place = self.in_place or f"{changed} was written after {one.path} had its name"
+        self.in_place = self.in_place or changed
         self.torn[one.step] = ""
         if self._settling is not None and self._settling.finished.step == one.step:
             discard(self._settling.snapshot)
@@ -218,8 +221,8 @@ class Publisher:
 
     def _set_aside(self, step: int) -> None:
         """The commit is no good: readers must not find it."""
-        if self.committed_step == step:
-            self.committed_step = self._committed_before[step]
+        while self.committed_step in self.torn:
+            self.committed_step = self._committed_before.get(self.committed_step, 0)
         withdraw = self._withdraw
         if withdraw is None:
             return
@@ -229,6 +232,7 @@ class Publisher:
             if outcome.ok:
                 self.torn[step] = outcome.value["aside"]
             else:
+                self.stuck.append(step)
                 self._on_trouble(outcome)
 
         self._withdrawing += 1
@@ -238,9 +242,7 @@ class Publisher:
         assert self._recipe is not None
         watched = next((one for one in self._watched if one.step == finished.step), None)
         if self._recipe.only_named and watched is None:
-            watched = Watched(
-                finished, time.monotonic()
-            )  # before the snapshot, so that nothing changes between the two
+            watched = Watched(finished, time.monotonic())  # before there are links
             self._watched.append(watched)
         self._number += 1
         waiting = Waiting(finished, self._directory / f"{finished.step:09d}-{self._number}", self._number, stays)
@@ -329,7 +331,7 @@ class Publisher:
         if outcome.ok:
             self._retry_s = self._retry_at = 0.0
             self.in_vain.clear()
-            self._committed_before[current.finished.step] = self.committed_step
+            self._committed_before.setdefault(current.finished.step, self.committed_step)
             self.committed_step = max(self.committed_step, current.finished.step)
             discard(current.snapshot)
             self._on_commit({**outcome.value, "seconds": outcome.seconds})

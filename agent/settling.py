@@ -13,7 +13,7 @@ from stat import S_ISDIR
 from agent.recipes.base import Finished
 
 SECOND_LOOK_S = 0.2
-_DOUBT_S = 3.0
+_DOUBT_S = 1.0
 _WATCHED_S = 600.0
 
 
@@ -26,8 +26,11 @@ class Watched:
         self.since = now
         self.due = now + SECOND_LOOK_S
         self.gone = False
+        self._inode = 0
+        self._seen: dict[str, tuple[int, int]] = {}
         self.doubtful = False
-        """It looks as if it was written after it got its name. Clocks of some file systems are coarse, so this is no proof."""
+        """It looks as if it was written after it got its name. File systems' clocks are coarse, so a small file that was renamed at once looks like
+        that too: this is no proof."""
         try:
             top = os.lstat(self.path)
             self._inode = top.st_ino
@@ -50,13 +53,20 @@ class Watched:
         return self.since + SECOND_LOOK_S if self.doubtful else 0.0
 
     def look(self, now: float) -> str:
-        """What was added or written since the first sight, empty when nothing was. A trainer may delete it, or put another in its place."""
+        """A sentence on what was added or written since the first sight, empty when nothing was. A trainer may delete it, or put another in
+        its place.
+        """
         try:
             top = os.lstat(self.path)
             self.gone = top.st_ino != self._inode
             for path, entry in () if self.gone else _entries(self.path, top):
                 if self._seen.get(path) != entry:
-                    return path
+                    inside = path[len(self.path) + 1 :]
+                    return (
+                        f"{inside} was written after {self.path} had its name"
+                        if inside
+                        else f"{path} was written after it had its name"
+                    )
         except OSError:  # it is being deleted
             self.gone = not os.path.lexists(self.path)
         self.due = now + max(SECOND_LOOK_S, now - self.since)

@@ -174,6 +174,9 @@ def in_place(attempt: Attempt, publisher: Publisher) -> End:
     aside = [name for name in publisher.torn.values() if name]
     handover.commits = [one for one in handover.commits if one["step"] not in publisher.torn]
     told = f" (its commit is set aside as {', '.join(aside)})" if aside else ""
+    if publisher.stuck:
+        stuck = ", ".join(commit_name(step, attempt.epoch) for step in publisher.stuck)
+        told += f" (move {stuck} out of the run's checkpoints/ by hand: that could not be done here)"
     return End(
         "failed",
         exit_codes.PERMANENT,

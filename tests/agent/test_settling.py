@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.errand import Report
+from agent.errand import Outcome, Report
 from agent.loop import Loop
 from agent.publishing import Publisher
 from agent.recipes.base import Finished, Start
@@ -87,7 +87,7 @@ def test_what_is_written_between_two_looks_is_never_published(watch: Watch) -> N
     saved(watch.root, "10", ("weights",))
     watch.until(lambda: watch.publisher.idle)
     assert watch.published == [] and watch.publisher.finished_step == 0
-    assert watch.publisher.in_place == f"{watch.root}/10/weights was written after {watch.root}/10 had its name"
+    assert watch.publisher.in_place == f"weights was written after {watch.root}/10 had its name"
     saved(watch.root, "20", ("weights",))  # nothing of this trainer can be relied on
     watch.publisher.last_look(whole=True)
     assert watch.publisher.idle and not watch.withdrawn.exists()
@@ -152,7 +152,7 @@ def test_a_run_whose_trainer_writes_in_place_ends_and_says_how_to_mend_it(tmp_pa
         assert attempt.end() == 78
     reason = attempt.handover()["reason"]
     assert "the trainer writes its checkpoints in place" in reason and 'done = "marker"' in reason
-    assert run.commits() == []
+    assert [name for name in run.commits() if name.endswith(".tar")] == []
 
 
 def test_a_torn_commit_is_set_aside_and_the_one_before_it_stands(tmp_path: Path) -> None:
@@ -169,3 +169,31 @@ def test_a_torn_commit_is_set_aside_and_the_one_before_it_stands(tmp_path: Path)
         [10],
     )
     assert "set aside as 000000020.e000001.tar.bad-e000001" in told["reason"]
+
+
+def test_a_file_that_grows_under_its_final_name_is_never_published(watch: Watch) -> None:
+    """As of `torch.save(state, path)`: there are no other names, so nothing but the file itself tells."""
+    (watch.root / "10").write_text("half")
+    watch.first_seen()
+    with (watch.root / "10").open("a") as file:
+        file.write("the rest")
+    watch.until(lambda: watch.publisher.idle)
+    assert watch.published == [] and watch.publisher.in_place == f"{watch.root}/10 was written after it had its name"
+
+
+def test_a_commit_that_cannot_be_set_aside_is_named_and_none_that_is_torn_counts(watch: Watch) -> None:
+    for step in ("10", "20", "30"):
+        saved(watch.root, step, ("weights",))
+        watch.until(lambda step=step: watch.publisher.committed_step == int(step) and watch.publisher.idle)
+    troubles: list[Outcome] = []
+
+    def away(step: int) -> dict[str, Any]:
+        raise OSError(5, "Input/output error")
+
+    vars(watch.publisher).update(_withdraw=away, _on_trouble=troubles.append)
+    for step in ("20", "30"):
+        saved(watch.root, step, ("more",))
+    watch.publisher.last_look(whole=True)
+    watch.until(lambda: watch.publisher.idle)
+    assert sorted(watch.publisher.stuck) == [20, 30] and len(troubles) == 2
+    assert watch.publisher.committed_step == 10
