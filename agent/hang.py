@@ -122,10 +122,6 @@ class Hang:
         first = self._pace.startup_s + (training.reports_every or 0) * self._pace.step_s
         return max(self._job.hang_min_s, _START_S, _GAPS * first)
 
-    def sign(self, training: Training) -> None:
-        """Something went forward (a checkpoint was finished): start counting anew."""
-        training.sign()
-
     def look(self, training: Training, attempt: Attempt) -> None:
         """End the trainer when it makes no step any more, or none at all."""
         now = attempt.loop.awake()

@@ -162,21 +162,24 @@ class StepClock:
         self._ahead: list[tuple[float, int]] = []
         self._saves: deque[int] = deque(maxlen=_SAVES)
         self._stalls: dict[int, float] = {}
+        self._standing: dict[int, float] = {}
+        self._certain = 0
         self._paused: deque[int] = deque(maxlen=_WINDOW)
         self.first: tuple[float, int] | None = None
         self.last: tuple[float, int] | None = None
 
-    def report(self, now: float, step: int, *, paused: bool = False) -> bool:
+    def report(self, now: float, step: int, *, paused: bool = False, certain: bool = False) -> bool:
         """Note that ``step`` updates are done; False when that is nothing new, or nothing to be believed yet.
 
-        ``paused``: the job was suspended since the report before.
+        ``paused``: the job was suspended since the report before; ``certain``: no line says it, but a checkpoint.
         """
         if paused:
             self._paused.append(step)
+        self._certain += certain
         if step <= (self._resume if self.last is None else self.last[1]):
-            return self._contradicted(now, step)
+            return not certain and self._contradicted(now, step)
         self._contrary = None
-        if self._leaps(now, step):
+        if not certain and self._leaps(now, step):
             self._ahead = [*(one for one in self._ahead if one[1] < step), (now, step)]
             if not _settled(self._ahead):
                 return False
@@ -193,11 +196,20 @@ class StepClock:
             self._book(save, list(self._seen)[-2:])
         return True
 
-    def saved(self, step: int) -> None:
-        """A checkpoint of ``step`` is finished."""
+    def saved(self, now: float, step: int) -> float | None:
+        """A checkpoint of ``step`` is finished: for how long it was saved, None where no report tells when that step was done."""
+        before = [seen for seen in self._seen if seen[1] <= step]
+        seconds = self.step_s()
         self._saves.append(step)
         self._stalls = {save: self._stalls.get(save, 0.0) for save in self._saves}
+        self._standing = {save: self._standing.get(save, 0.0) for save in self._saves}
         self._book(step, list(self._seen))
+        if not before or seconds is None or (step > before[-1][1] and len(before) == len(self._seen)):
+            return None
+        took = max(0.0, now - before[-1][0] - (step - before[-1][1]) * seconds)
+        if len(before) == len(self._seen):
+            self._standing[step] = took  # no step since: the next one tells exactly
+        return took
 
     def _book(self, save: int, reports: list[tuple[float, int]]) -> None:
         """Note what the save took in these gaps. It comes before or after the report of its step."""
@@ -209,7 +221,9 @@ class StepClock:
     @property
     def stall_s(self) -> float:
         """Seconds for which steps stand still for a save, on average over the last ones; 0 before the first."""
-        return sum(self._stalls.values()) / len(self._stalls) if self._stalls else 0.0
+        if not self._stalls:
+            return 0.0
+        return sum(booked or self._standing[save] for save, booked in self._stalls.items()) / len(self._stalls)
 
     def _leaps(self, now: float, step: int) -> bool:
         """Whether it is far more than the steps between earlier reports, and than those that the time since can have brought."""
@@ -245,8 +259,8 @@ class StepClock:
 
     @property
     def settled(self) -> bool:
-        """Whether enough was seen to believe the rate."""
-        return _settled(self._seen)
+        """Whether enough was seen to believe the rate: lines may be wrong, checkpoints are not."""
+        return _settled(self._seen) or (self._certain > 1 and len(self._seen) > 1)
 
 
 def _holds(save: int, before: tuple[float, int], after: tuple[float, int]) -> bool:

@@ -17,6 +17,7 @@ from agent import exit_codes
 from agent.attempt import Attempt, End
 from agent.doubts import doubt, due, looked
 from agent.errand import Errand, Outcome, Work, running
+from agent.learning import Learning
 from agent.loop import Timer, steady
 from agent.opening import OpeningErrand, first_start
 from agent.pacing import cautious, from_carried, hopeful, landing_interval, last_step, restart_interval, save_interval
@@ -52,7 +53,6 @@ class Segment:
         self.resume: tuple[int, str | None] = (0, None)
         self.training: Training | None = None
         self.trouble: Outcome | None = None
-        self._first_step_at: float | None = None
         self.moving_s = 0.0
         """How long HTCondor took to store the last checkpoint and to start the job again (exit 85)."""
         self.publisher = Publisher(
@@ -73,6 +73,8 @@ class Segment:
             _SILENT_S,
             lambda step: self.staging.withdraw(attempt.claim, step),
         )
+        self.publisher.on_finished = self._finished
+        self.learning = Learning(attempt, self.publisher)
 
     @cached_property
     def companions(self) -> Companions:
@@ -277,29 +279,19 @@ class Segment:
         )
         timer.every = _CALM_TICK_S if far and attempt.limit_s > _CALM_LIMIT_S and not attempt.leaving else _TICK_S
         looked(attempt, "progress", training.look)
-        before = self.publisher.finished_step
         looked(attempt, "checkpoints", self.publisher.look)
-        if self.publisher.finished_step != before:
-            hang.sign(training)
-            training.clock.saved(self.publisher.finished_step)
         if not looked(attempt, "time", lambda: self.stopping.look(training)) and due(attempt):
             training.terminate(self.job.kill_grace_s)  # nobody else would
         looked(attempt, "what is odd", lambda: doubt(attempt, self.recipe, self.publisher, training))
         looked(attempt, "hangs", lambda: hang.look(training, attempt))
 
     def _stepped(self, step: int, loss: float | None) -> None:
-        attempt, training = self.attempt, self.training
-        if training is None:
-            return
-        if training.first_step_at != self._first_step_at:  # again when what was taken for it was none
-            self._first_step_at = training.first_step_at
-            attempt.goodput.enter("train_s", training.first_step_at)
-            attempt.learn(startup_s=max(0.0, (training.first_step_at or steady()) - training.began))
-        seconds = training.clock.step_s()
-        if seconds is not None and training.clock.settled:
-            spacing = training.start.save_interval or self.publisher.spacing
-            attempt.learn(step_s=seconds + (training.clock.stall_s / spacing if spacing else 0.0))
-            attempt.experience = replace(attempt.experience, measured=True)
+        if self.training is not None:
+            self.learning.stepped(self.training)
+
+    def _finished(self, step: int) -> None:
+        if self.training is not None and not self.training.over:
+            self.learning.finished(self.training, step)
 
     def _after(self, training: Training, hang: Hang) -> End | None:
         """Decide: start again at once after a crash (None), or publish what is complete and end."""
@@ -503,6 +495,6 @@ class Segment:
         if outcome.error == "Superseded":
             self.attempt.note_superseded(outcome)
         elif outcome.error != "Cancelled":
-            self.companions.note("unpublished", reason=outcome.message)
             self.trouble = outcome
+            self.companions.note("unpublished", reason=outcome.message)
             self.attempt.warn(f"{outcome.message}; training goes on", key="staging")

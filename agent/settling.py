@@ -27,6 +27,7 @@ class Watched:
         self.due = now + SECOND_LOOK_S
         self.gone = False
         self._inode = 0
+        self._later = False
         self._seen: dict[str, tuple[int, int]] = {}
         self.doubtful = False
         """It looks as if it was written after it got its name. File systems' clocks are coarse, so a small file that was renamed at once looks like
@@ -40,12 +41,13 @@ class Watched:
             return
         # A rename changes the time of the inode's change; so does a link, so this is looked at before there is one.
         newest = max((modified for _, modified in self._seen.values()), default=0)
-        self.doubtful = newest > top.st_ctime_ns if S_ISDIR(top.st_mode) else newest >= top.st_ctime_ns
+        self._later = newest > top.st_ctime_ns
+        self.doubtful = self._later or (newest == top.st_ctime_ns and not S_ISDIR(top.st_mode))
 
     @property
     def settled_at(self) -> float:
         """When it may be taken for finished."""
-        return self.since + (_DOUBT_S if self.doubtful else SECOND_LOOK_S)
+        return self.since + (_DOUBT_S if self._later else SECOND_LOOK_S)
 
     @property
     def killed_before(self) -> float:

@@ -94,9 +94,9 @@ class Stopping:
             training.terminate(min(attempt.job.kill_grace_s, max(1.0, attempt.deadline.margin_s / 2)))
 
     def _next_save(self, training: Training, now: float) -> float | None:
-        """When the next checkpoint will be finished, in Unix seconds; None while that is unknown, or while one waits to be published."""
+        """When the next checkpoint will be finished, in Unix seconds; None while that is unknown."""
         publisher, pace = self._publisher, self._attempt.experience.pace
-        if not training.clock.settled or publisher.unpublished or publisher.finished_step <= training.start.resume_step:
+        if not training.clock.settled or publisher.finished_step <= training.start.resume_step:
             return None
         upcoming = self._next_saved(training)
         if upcoming is None:
@@ -134,8 +134,8 @@ class Stopping:
             return False
         pace = self._attempt.experience.pace
         taken = steady() - self._save_under_way(training, self._awaited)
-        if taken > 2 * pace.save_s + _LEAVE_RESERVE_S:
-            return False  # nobody knows how long it will take, or whether there is one
+        if taken > 3 * pace.save_s + _SAVE_PATIENCE_S:
+            return False  # nobody knows whether there is one
         return max(0.0, pace.save_s - taken) + publish_need_s(pace) + _LEAVE_RESERVE_S < left
 
     def _mind_leaving(self, training: Training) -> None:

@@ -111,6 +111,8 @@ class Training:
         self.reports_every = recipe.reports_every(start)
         self._reported = self.last_sign
         self.step = start.resume_step
+        self.silent = False
+        """No line had told a step when the first checkpoint did."""
         self.loss: float | None = None
         self.behind: int | None = None
         """A first step that this start reported although it was to resume from a later one."""
@@ -154,7 +156,16 @@ class Training:
         if found is not None:
             self._reached(found.step, found.loss)
 
-    def _reached(self, step: int, loss: float | None, at: float | None = None) -> None:
+    def saved(self, step: int) -> float | None:
+        """A checkpoint of ``step`` is finished: for how long it was saved, where that is known. Of a trainer that says nothing it is a report."""
+        told = self.clock.last is not None and self.clock.last[1] >= step
+        if not told:
+            self.silent = self.silent or self.clock.first is None
+            self._reached(step, None, certain=True)
+        took = self.clock.saved(steady(), step)
+        return took if told else None
+
+    def _reached(self, step: int, loss: float | None, at: float | None = None, *, certain: bool = False) -> None:
         if loss is not None:
             self.loss = loss
         now = steady() if at is None else at
@@ -165,7 +176,7 @@ class Training:
             self.sign()
         asleep_s = steady() - self._loop.awake()  # less a constant
         paused = asleep_s - self._asleep_s > _PAUSE_S
-        if step > self.start.job.steps > self.step or not self.clock.report(now, step, paused=paused):
+        if step > self.start.job.steps > self.step or not self.clock.report(now, step, paused=paused, certain=certain):
             return
         self._asleep_s = asleep_s
         self._log.calm(now)

@@ -21,7 +21,9 @@ from agent.recipes.directories import remove
 from agent.recipes.options import only_known, option
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
-_LOSS_LINE = r"\bstep[ =:]+(?P<step>\d+)\b(?:.*?\bloss[ =:]+(?P<loss>[^\s,;]+))?"
+_LOSS_LINE = r"(?i)(?:\b|_)step[ =:\[]+(?P<step>\d+)\b(?:.*?\bloss[ =:]+(?P<loss>[^\s,;]+))?"
+_BAR = re.compile(r"(?<!\d)(\d+)/(\d+) \[[\d:?]+<")
+"""tqdm's: `12/200 [00:01<00:15, …`."""
 _SAY = "run.toml: trainer.options"
 
 
@@ -137,6 +139,8 @@ class Command(Recipe):
     def __init__(self) -> None:
         self._line = re.compile(_LOSS_LINE)
         self._offset = 0
+        self._bars: dict[int, int] = {}
+        """Totals of a progress bar that counts the run's steps, and what its count lacks."""
 
     def configure(self, job: JobConfig) -> None:
         """What this program can be told is in its options."""
@@ -213,6 +217,8 @@ class Command(Recipe):
 
     def prepare(self, start: Start) -> None:
         """Remove what `clean` names (leftovers of a killed start)."""
+        ends = (start.job.steps, start.last_step)
+        self._bars = {end - start.resume_step: start.resume_step for end in ends} | dict.fromkeys(ends, 0)
         options = shape(start.job)
         program = self.fill(start.job.python, self.values(start))
         checks.check_program(program, self.working_directory(start), start.job.env.get("PATH"))
@@ -250,7 +256,7 @@ class Command(Recipe):
     def progress(self, line: str) -> Progress | None:
         match = self._line.search(line)
         if match is None:
-            return None
+            return self._bar(line)
         try:
             step = int(match["step"])
         except (ValueError, TypeError):
@@ -260,6 +266,12 @@ class Command(Recipe):
             return Progress(step, float(loss)) if loss else Progress(step)
         except ValueError:
             return Progress(step)
+
+    def _bar(self, line: str) -> Progress | None:
+        """Bars count many things; one with the run's own total counts its steps."""
+        match = _BAR.search(line)
+        missing = self._bars.get(int(match[2])) if match is not None else None
+        return Progress(int(match[1]) + missing) if match is not None and missing is not None else None
 
     def carried(self, start: Start) -> Sequence[str]:
         return shape(start.job).carry

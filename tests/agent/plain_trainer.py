@@ -43,6 +43,8 @@ def save(step: int, state: str) -> None:
         time.sleep(number("save_s"))
     (making / "state.json").write_text(json.dumps({"step": step, "state": state}))
     (making / "empty").mkdir()
+    if "pad_mb" in OPTIONS:
+        (making / "pad").write_bytes(b"\1" * int(1e6 * number("pad_mb")))
     time.sleep(number("save_s"))
     making.rename(final)
 
@@ -96,8 +98,9 @@ def train() -> None:
             check_workers(workers)
             step += 1
             state = after(state, step)
-            progress.write(json.dumps({"step": step, "loss": 1.0 / step}) + "\n")
-            progress.flush()
+            if "mute" not in OPTIONS:
+                progress.write(json.dumps({"step": step, "loss": 1.0 / step}) + "\n")
+                progress.flush()
             if board is not None:
                 board.log({"loss": 1.0 / step}, step=step)
             stopping = "deaf" not in OPTIONS and STOP.exists() and step >= int(STOP.read_text())

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -383,6 +384,49 @@ def test_a_save_that_is_under_way_at_a_notice_is_waited_for_when_the_grace_allow
             attempt.process.terminate()
             assert attempt.end() == 75, attempt.log()
         assert attempt.handover()["step"] == step, attempt.log()
+
+
+def carried_pace(run: Run, handover: dict[str, Any]) -> dict[str, float]:
+    """What the newest commit's manifest says of the pace."""
+    with tarfile.open(run.store / "checkpoints" / handover["commit"]) as tar:
+        file = tar.extractfile("segue-manifest.json")
+        assert file is not None
+        found: dict[str, float] = json.load(file)["pace"]
+        return found
+
+
+def test_a_trainer_that_says_nothing_of_its_steps_is_known_by_its_checkpoints(tmp_path: Path) -> None:
+    # Checkpoints after 2, 4, 6 and 8 s and more: three fit, or two on a slow machine.
+    args = ("step_s=0.05", "every=40", "deaf=1", "mute=1")
+    run = Run(tmp_path, steps=100_000, recipe="of-its-own", limit_s=7.8, args=args)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert handover["state"] == "time-used" and handover["step"] in (80, 120)
+    assert handover["reason"].partition("; ")[2].startswith("the next checkpoint would not be published"), attempt.log()
+    pace = carried_pace(run, handover)
+    assert 0.05 <= pace["step_s"] < 0.1 and pace["startup_s"] < 2
+
+
+def test_a_trainer_is_ended_while_its_last_checkpoint_is_published(tmp_path: Path) -> None:
+    # A publish takes 2 s, in which 40 steps would be made for nothing. Of checkpoints after 3, 6 and 9 s two fit.
+    args = ("step_s=0.05", "every=60", "deaf=1", "pad_mb=60")
+    run = Run(tmp_path, steps=100_000, recipe="of-its-own", limit_s=11.1, args=args, publish_bytes_per_s=30e6)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert (handover["state"], handover["step"]) == ("time-used", 120), attempt.log()
+    assert attempt.step() - 120 < 20
+
+
+def test_how_long_a_save_takes_is_learned_from_saves(tmp_path: Path) -> None:
+    args = ("step_s=0.05", "save_s=1.5", "deaf=1")
+    run = Run(tmp_path, steps=60, recipe="by-itself", save_interval=20, args=args)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    pace = carried_pace(run, attempt.handover())
+    assert 1.4 < pace["save_s"] < 5
+    assert 0.05 + 1.4 / 20 < pace["step_s"] < 0.3, "with what the saves took"
 
 
 def test_the_log_and_the_reach_of_an_evicted_attempt_are_kept(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def test_a_save_makes_the_steps_beside_it_no_slower() -> None:
     clock = StepClock()
     for step in range(1, 51):
         clock.report(NOW + 0.1 * step, step)
-    clock.saved(50)
+    assert clock.saved(NOW + 34, 50) == pytest.approx(29)
+    assert clock.stall_s == pytest.approx(29), "as long as no step came since"
     for step in range(51, 90):
         clock.report(NOW + 30 + 0.1 * step, step)
     assert clock.step_s() == pytest.approx(0.1)
@@ -157,7 +158,7 @@ def test_a_save_makes_the_steps_beside_it_no_slower() -> None:
         clock.report(NOW + 30 + 0.1 * step, step)
     for step in range(101, 110):
         clock.report(NOW + 40 + 0.1 * step, step)
-    clock.saved(100)
+    assert clock.saved(NOW + 51, 100) == pytest.approx(11)
     assert clock.step_s() == pytest.approx(0.1)
     assert clock.stall_s == pytest.approx(20)
 
@@ -166,9 +167,21 @@ def test_where_every_report_is_beside_a_save_the_saves_are_part_of_the_pace() ->
     clock = StepClock()
     for number in range(1, 10):
         clock.report(NOW + 20 * number, 100 * number)
-        clock.saved(100 * number)
+        clock.saved(NOW + 20 * number, 100 * number)
     assert clock.step_s() == pytest.approx(0.2)
     assert clock.stall_s == pytest.approx(0)
+
+
+def test_checkpoints_alone_tell_the_pace() -> None:
+    # Given a trainer of which no line says a step, but one that says what is none
+    clock = StepClock()
+    assert clock.report(NOW + 60, 25, certain=True)
+    clock.saved(NOW + 60, 25)
+    assert not clock.settled and clock.step_s() is None
+    assert clock.report(NOW + 80, 50, certain=True)
+    clock.saved(NOW + 80, 50)
+    assert clock.settled and clock.step_s() == pytest.approx(0.8)
+    assert not clock.report(NOW + 81, 5000), "far ahead of all that is certain"
 
 
 def test_a_suspended_job_has_no_slow_steps() -> None:

@@ -147,6 +147,11 @@ def test_a_program_is_looked_for_in_the_path_that_the_trainer_will_have(scratch:
     ("line", "said"),
     [
         ("step 12 loss 0.5", Progress(12, 0.5)),
+        ("Step 12/200  Loss: 0.5", Progress(12, 0.5)),
+        ("[Step: [12/200]", Progress(12)),
+        ("{'loss': 0.5, 'global_step': 12}", None),
+        ("global_step=12 loss=0.5", Progress(12, 0.5)),
+        ("12 steps, step size 3", None),
         ("epoch 1, step=12, loss=0.25, lr=1", Progress(12, 0.25)),
         ("step: 12", Progress(12)),
         ("12 steps to go", None),
@@ -154,6 +159,15 @@ def test_a_program_is_looked_for_in_the_path_that_the_trainer_will_have(scratch:
 )
 def test_progress_by_default(line: str, said: Progress | None) -> None:
     assert Command().progress(line) == said
+
+
+def test_bar_over_the_runs_steps_is_progress(scratch: Path) -> None:
+    command = Command()
+    command.prepare(start_of(scratch, "command", resume_step=50, last_step=200))
+    bar = "train:  12%|█▏        | {} [00:02<00:15, 11.2it/s, loss=0.5]"
+    for count, step in (("60/200", 60), ("60/150", 110), ("60/100", 60), ("10/50", 60)):
+        assert command.progress(bar.format(count)) == Progress(step)
+    assert command.progress(bar.format("60/61")) is None, "a bar over something else"
 
 
 def test_progress_by_the_users_own_expression(scratch: Path) -> None:
