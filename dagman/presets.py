@@ -68,9 +68,16 @@ def warnings(asked: Asked) -> list[str]:
 
 
 def _of_trainer(asked: Asked) -> list[str]:
-    """What OpenPI's and LeRobot's trainers would stumble over in the job."""
+    """What the trainers would stumble over in the job."""
     spec, found = asked.spec, []
     options = spec.trainer.options
+    if spec.trainer.recipe == "command":
+        words = [str(word) for word in (*spec.trainer.args, *options.get("first", ()), *options.get("resume", ()))]
+        if not any("{resume_" in word for word in words):
+            found.append(
+                "trainer.options.resume: no word names {resume_path} or another {resume_…}: unless the program looks at SEGUE_RESUME_STEP itself, "
+                "each start begins anew"
+            )
     if spec.trainer.recipe.startswith("openpi"):
         tokenizers = (OPENPI_HOME, f"{OPENPI_HOME}/big_vision")
         travels = any(asset.target in tokenizers for asset in spec.data.assets)

@@ -88,7 +88,7 @@ def test_count_and_reserve_of_the_user_go_before_the_estimate() -> None:
 def test_fewer_segments_than_the_estimate_are_warned_of() -> None:
     asked = spec(20_000, segments={"count": 3, "reserve": 0})
     plan = make_plan(asked, LOCAL)
-    (said,) = warnings(Asked(Path("run.toml"), asked, LOCAL, plan, Path()))
+    said = warnings(Asked(Path("run.toml"), asked, LOCAL, plan, Path()))[0]
     assert said.startswith(f"segments.count: 3 segments make about {3 * plan.steps_per_segment} of 20000 steps")
 
 

@@ -124,6 +124,18 @@ def test_options_named_as_secrets_are_warned_of_without_their_values(tmp_path: P
     assert "looks like a secret" in said[0] and not any("zebra" in line for line in said)
 
 
+def test_a_command_that_is_not_told_where_to_resume_is_warned_of(tmp_path: Path) -> None:
+    def said(options: str) -> list[str]:
+        text = GOOD.replace('recipe = "reference"', 'recipe = "command"')
+        assert text != GOOD
+        asked = ask(written(tmp_path, f"{text}args = ['train.py']\n[trainer.options]\n{options}"))
+        return [line for line in warnings(asked) if line.startswith("trainer.options.resume: ")]
+
+    (warning,) = said("")
+    assert "{resume_path}" in warning and "SEGUE_RESUME_STEP" in warning
+    assert said('resume = ["--from={resume_path}"]') == []
+
+
 @pytest.mark.parametrize("name", ["SEGUE_STEPS", "_CONDOR_SCRATCH_DIR", "TWO WORDS", "1ST"])
 def test_other_names_that_cannot_be_set_are_refused(tmp_path: Path, name: str) -> None:
     assert name in refused(tmp_path, GOOD + f'env = {{ "{name}" = "x" }}')
