@@ -110,15 +110,21 @@ class Staging:
 
     def _require_known(self, store: Store, report: Report) -> None:
         """Raise RunGone, before anything is made, when there is no commit although the workflow knew one: the training must not begin anew
-        because a person moved the run's directory, or because this is another staging.
+        because a person moved the run's directory, or because this is another staging. StoreUnavailable where not even the directory of all
+        runs is there: then this machine's mount may be wrong, and another's right.
         """
-        from agent.store.errors import RunGone
+        from agent.store.errors import RunGone, StoreUnavailable
         from agent.store.names import parse_commit
 
         known = parse_commit(self.known)
         if known is None or not self.root.parent.parent.is_dir() or store.commits():
             return
         report({"newest": {"step": known[0], "commit": self.known}})  # so that the next handover knows it, too
+        if not self.root.parent.is_dir():
+            raise StoreUnavailable(
+                f"{self.root.parent}: is not there, although this run had published step {known[0]} ({self.known}): is staging mounted on this "
+                "machine as elsewhere? Without the run's directory, `segue submit` begins anew at step 0"
+            )
         raise RunGone(
             f"{self.root}: has no commit, although this run had published step {known[0]} ({self.known}): was the run's directory removed, or "
             "is this another staging? Nothing was begun. Bring it back, then `segue submit`; without it `segue submit` begins anew at step 0"

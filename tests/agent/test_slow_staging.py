@@ -98,6 +98,7 @@ def test_a_run_that_the_workflow_knows_is_not_begun_anew_in_an_empty_staging(tmp
     scratch.mkdir()
     known = {"format": 1, "state": "pending", "known": "000000750.e000003.tar"}
     (scratch / "handover.json").write_text(json.dumps(known))
+    run.store.parent.mkdir()
     with run.attempt(scratch=scratch) as attempt:
         assert attempt.end() == 78, attempt.log()
     handover = attempt.handover()
@@ -105,8 +106,18 @@ def test_a_run_that_the_workflow_knows_is_not_begun_anew_in_an_empty_staging(tmp
     assert f"{run.store}: has no commit, although this run had published step 750" in handover["reason"]
     assert "`segue submit` begins anew at step 0" in handover["reason"]
     # then nothing was made in its place, and the next job is told as well
-    assert list(run.staging.iterdir()) == []
+    assert list(run.store.parent.iterdir()) == []
     assert (handover["step"], handover["commit"]) == (750, "000000750.e000003.tar")
+
+
+def test_a_staging_that_is_empty_on_this_machine_leaves_the_run_to_another(tmp_path: Path) -> None:
+    run, scratch = Run(tmp_path, steps=30, limit_s=15.0), tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "handover.json").write_text(json.dumps({"state": "pending", "known": "000000750.e000003.tar"}))
+    with run.attempt(scratch=scratch) as attempt:
+        assert attempt.end() == 75, attempt.log()
+    assert "is staging mounted on this machine as elsewhere?" in attempt.handover()["reason"]
+    assert list(run.staging.iterdir()) == []
 
 
 def test_a_run_whose_commits_are_there_or_whose_staging_is_away_is_not_refused(tmp_path: Path) -> None:
