@@ -53,10 +53,10 @@ def test_a_complete_run_starts_no_trainer(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["plain", "by-last-step"])
 def test_planned_ends_redo_nothing(tmp_path: Path, recipe: str) -> None:
-    """Five segments here; twenty with the reference trainer on the pool in `make faults`."""
+    """Three segments here; twenty with the reference trainer on the pool in `make faults`."""
     run = Run(tmp_path, steps=100_000, recipe=recipe, limit_s=4.0, args=("step_s=0.01",))
     reached = [0]
-    for segment in range(5):
+    for segment in range(3):
         with run.attempt(segment) as attempt:
             assert attempt.end() == 0, attempt.log()
         handover = attempt.handover()

@@ -23,7 +23,7 @@ def test_a_trainer_that_began_anew_is_told_from_one_that_resumed(tmp_path: Path)
         assert attempt.end() == 78
     assert not [text for text in attempt.handover()["warnings"] if "began anew" in text]
     # when the next one's trainer does not look where to resume
-    run.job = replace(run.job, args=("step_s=0.2", "forgetful=1"), steps=35)
+    run.job = replace(run.job, args=("step_s=0.1", "forgetful=1"), steps=35)
     with run.attempt() as attempt:
         attempt.end()
     # then that is said

@@ -17,7 +17,7 @@ from dagman.pool import EmbeddedPool
 
 pytestmark = pytest.mark.pool
 PATIENCE_S = 180.0
-STEPS = 900
+STEPS = 600
 
 TRAINER = """
 import os, pathlib, pickle, time
