@@ -25,7 +25,7 @@ from agent.config import ClassLimit, JobConfig, Pace, dump  # noqa: E402
 from agent.processes import descendants, kill_below  # noqa: E402
 
 BEGIN = "import os, sys, time\nopen(os.environ['MARK'], 'w').write(repr(time.time()))\n"
-RUNNER = BEGIN + "sys.exit(1)\n"
+RUNNER = BEGIN + "sys.exit(127)\n"  # which no agent tries again: a second start would be the one that is measured
 SLEEPER = (
     BEGIN
     + """
