@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 LOOK_S = 0.1
+
+
+def shadow_of(pool: Path, processes: Iterable[int]) -> int:
+    """The shadow among these process ids that belongs to the pool in that directory: others may run beside it, and end meanwhile."""
+    for pid in processes:
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name == "condor_shadow" and str(pool).encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                return pid
+        except OSError:
+            continue
+    raise AssertionError("the running job has no shadow")
 
 
 class Watched(ABC):

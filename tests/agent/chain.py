@@ -12,7 +12,7 @@ from agent.config import dump
 from agent.processes import descendants, parents
 from dagman.pool import EmbeddedPool
 from tests.agent.support import ROOT, Run
-from tests.watched import Watched
+from tests.watched import Watched, shadow_of
 
 PATIENCE_S = 90.0
 
@@ -127,16 +127,8 @@ class Chain(Watched):
             "trainer": known[worker],
             "worker": worker,
             "starter": _named("condor_starter", known, agent),
-            "shadow": self._shadow(known),
+            "shadow": shadow_of(self.pool.directory, known),
         }
-
-    def _shadow(self, known: dict[int, int]) -> int:
-        """This pool's: others may run beside it."""
-        mine = str(self.pool.directory).encode()
-        for pid in known:
-            if _name(pid) == "condor_shadow" and mine in Path(f"/proc/{pid}/environ").read_bytes():
-                return pid
-        raise AssertionError("the running job has no shadow")
 
     def final_state(self) -> str:
         """The trainer's state in the newest commit."""

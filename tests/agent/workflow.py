@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.processes import descendants, parents
 from dagman.pool import EmbeddedPool
-from tests.watched import Watched
+from tests.watched import Watched, shadow_of
 
 PATIENCE_S = 240.0
 SEGUE = (sys.executable, "-m", "cli.main")
@@ -122,17 +122,9 @@ class Workflow(Watched):
                         "trainer": trainer,
                         "worker": worker,
                         "starter": _above(agent, known, "condor_starter"),
-                        "shadow": self._shadow(known),
+                        "shadow": shadow_of(self.pool.directory, known),
                     }
         return {}
-
-    def _shadow(self, known: dict[int, int]) -> int:
-        """This pool's: others may run beside it."""
-        mine = str(self.pool.directory).encode()
-        for pid in known:
-            if _name(Path(f"/proc/{pid}")) == "condor_shadow" and mine in Path(f"/proc/{pid}/environ").read_bytes():
-                return pid
-        raise AssertionError("the running job has no shadow")
 
 
 def _name(process: Path) -> str:
