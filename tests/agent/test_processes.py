@@ -90,7 +90,9 @@ def test_a_publish_gives_way_to_a_trainer_in_a_session_of_its_own(loop: Loop) ->
     assert outcome.value["nice"] >= 15
     group = outcome.value["group"]
     assert group.endswith(" nice 15\n")
-    assert not before or group.split()[0] != before.split()[0]  # a process of the first session has no autogroup: an empty file
+    assert (
+        not before or group.split()[0] != before.split()[0]
+    )  # a process of the first session has no autogroup: an empty file
     assert Path("/proc/self/autogroup").read_text() == before, "the agent's own stays as it is"
 
 
