@@ -53,7 +53,7 @@ class Companions:
             return
         from agent.wandb_run import reachable, take_key
 
-        self._key = take_key(wandb, self._attempt.place, keep=self._attempt.job.checkpoint_exit)
+        self._key = take_key(wandb, self._attempt.place)
         self._online = wandb.mode == "online"
         if wandb.mode == "auto" and self._key:
             env = self._attempt.job.env  # a server of one's own is named there (WANDB_BASE_URL)
@@ -64,6 +64,16 @@ class Companions:
                 silent_s=_PROBE_WAIT_S,
                 low_priority=False,
             )
+
+    def leave_secret(self) -> None:
+        """No trainer runs, and HTCondor starts the job again in this sandbox: the next execution needs the key file too."""
+        wandb = self._attempt.job.wandb
+        if wandb is None or self._key is None:
+            return
+        from agent.wandb_run import leave_key
+
+        with suppress(OSError):  # the next one says that it has no key, and writes offline
+            leave_key(wandb, self._attempt.place, self._key)
 
     def _probed(self, outcome: Outcome) -> None:
         self._online = outcome.ok and bool(outcome.value.get("online"))

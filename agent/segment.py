@@ -121,8 +121,6 @@ class Segment:
             training.kill()
             self.loop.run_until(lambda: training.over, time.monotonic() + 5.0)
         step = max(attempt.high_water, self.training.step if self.training else 0)
-        if end.exit_code == exit_codes.CHECKPOINT:
-            attempt.place.note_restart()
         self.companions.note(
             "end",
             step=step,
@@ -141,6 +139,9 @@ class Segment:
             self.companions.last(until)
         if self.job.checkpoint_exit and attempt.epoch:
             self.staging.list_kept(attempt.epoch)
+        if end.exit_code == exit_codes.CHECKPOINT:
+            self.companions.leave_secret()
+            attempt.place.note_restart()
 
     # --- opening -------------------------------------------------------------------------------------------------
 

@@ -34,8 +34,8 @@ OFFLINE_RUN = "offline-run-*"
 _DEFAULT_URL = "https://api.wandb.ai"
 
 
-def take_key(wandb: Wandb, place: Place, *, keep: bool = False) -> str | None:
-    """The key, or None. The file is removed, unless ``keep`` (a job that restarts in the same sandbox needs it again)."""
+def take_key(wandb: Wandb, place: Place) -> str | None:
+    """The key, or None. The file is removed."""
     if wandb.key_file:
         path = place.scratch / Path(wandb.key_file).name
         try:
@@ -43,13 +43,23 @@ def take_key(wandb: Wandb, place: Place, *, keep: bool = False) -> str | None:
         except (OSError, UnicodeDecodeError):
             key = ""
         with suppress(OSError):  # it may not be there; without it the client writes offline
-            if keep:
-                path.chmod(0o600)
-            else:
-                path.unlink()
+            path.unlink()
         if key:
             return key
     return _from_credentials(place.credentials)
+
+
+def leave_key(wandb: Wandb, place: Place, key: str) -> None:
+    """Put the file back, mode 0600, for an execution that follows in this sandbox (exit 85): HTCondor brings the job's inputs once only.
+
+    Raises OSError where it cannot be written; the next execution then writes offline.
+    """
+    if not wandb.key_file:
+        return
+    path = place.scratch / Path(wandb.key_file).name
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(f"{key}\n")
 
 
 def _from_credentials(directory: Path | None) -> str | None:

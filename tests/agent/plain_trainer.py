@@ -153,6 +153,8 @@ if __name__ == "__main__":
             ),
             flush=True,
         )
+        if Path("wandb.key").exists():
+            print("a key file is here", flush=True)
     if "wandb_fails" in OPTIONS and os.environ.get("WANDB_MODE") == "online":
         raise type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})("No API key configured.")
     train()

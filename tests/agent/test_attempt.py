@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.config import Pace
+from agent.config import Pace, Wandb
 from agent.processes import descendants
 from tests.agent.support import VERSIONS, Run, alive, interpreter, state_after, wait_for
 
@@ -464,13 +464,19 @@ def test_caches_travel_to_the_next_attempt(tmp_path: Path) -> None:
 
 
 def test_without_a_mounted_staging_the_store_is_in_the_sandbox_and_htcondor_is_asked_to_move_it(tmp_path: Path) -> None:
-    run = Run(tmp_path, steps=150, args=("step_s=0.01",), staging="", checkpoint_exit=True, save_interval=50)
+    key, wandb = "not-a-key-" + "s" * 30, Wandb("arm", "plain-1", mode="offline", key_file="wandb.key")
+    args = ("step_s=0.01", "print_env=1")
+    run = Run(tmp_path, steps=150, args=args, staging="", checkpoint_exit=True, save_interval=50, wandb=wandb)
     scratch = tmp_path / "sandbox"
     scratch.mkdir()
+    (scratch / "wandb.key").write_text(key)
     codes = []
     while not codes or codes[-1] == 85:
         with run.attempt(scratch=scratch) as attempt:
             codes.append(attempt.end())
+            assert (scratch / "wandb.key").exists() == (codes[-1] == 85), "and there for the execution that follows"
+        assert '"WANDB_API_KEY": "WANDB_API_KEY"' in attempt.log()
+        assert "a key file is here" not in attempt.log(), "removed before each training"
     assert codes[-1] == 0 and 85 in codes and len(codes) < 8
     assert attempt.handover()["state"] == "complete"
     assert (scratch / "segue-store" / "checkpoints" / f"000000150.e{len(codes):06d}.tar").exists()

@@ -22,7 +22,7 @@ from agent.keeping import Ledger, archive, attempts_kept, drop_oldest, keep, led
 from agent.loop import Loop
 from agent.place import Place
 from agent.usage import parse_gpus, usage_below
-from agent.wandb_run import environment, offline_runs, reachable, run_id, take_key
+from agent.wandb_run import environment, leave_key, offline_runs, reachable, run_id, take_key
 
 WANDB = Wandb(
     "arm", "reacher-1a2b", entity="lab", group="reacher", tags=("a", "b"), name="reacher", key_file="wandb.key"
@@ -41,13 +41,25 @@ def test_the_key_file_is_read_and_removed(tmp_path: Path) -> None:
 
 
 def test_a_key_file_that_is_not_there_or_cannot_go_is_no_failure(tmp_path: Path) -> None:
-    assert take_key(WANDB, place(tmp_path), keep=True) is None
+    assert take_key(WANDB, place(tmp_path)) is None
     (tmp_path / "wandb.key").mkdir()
     assert take_key(WANDB, place(tmp_path)) is None
-    (tmp_path / "wandb.key").rmdir()
-    (tmp_path / "wandb.key").write_text("abc\n")
-    assert take_key(WANDB, place(tmp_path), keep=True) == "abc"
-    assert (tmp_path / "wandb.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_is_put_back_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "wandb.key"
+    for old in (None, "of before"):
+        if old is not None:
+            path.write_text(old)
+            path.chmod(0o644)
+        leave_key(WANDB, place(tmp_path), "abc")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert take_key(WANDB, place(tmp_path)) == "abc" and not path.exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("untouched")
+    path.symlink_to(elsewhere)
+    leave_key(WANDB, place(tmp_path), "abc")
+    assert elsewhere.read_text() == "untouched" and not path.is_symlink()
 
 
 def test_the_credential_store_is_the_second_source(tmp_path: Path) -> None:

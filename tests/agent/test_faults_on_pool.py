@@ -154,14 +154,17 @@ def test_without_a_mounted_staging_htcondor_moves_the_store_through_restarts_and
     run = Run(
         workdir,
         steps=400,
-        args=("step_s=0.01", "workers=1"),
+        args=("step_s=0.01", "workers=1", "print_env=1"),
         staging="",
         checkpoint_exit=True,
         save_interval=100,
         limit_s=600.0,
+        wandb=Wandb("arm", "plain-1", mode="offline", key_file="wandb.key"),
     )
     more = "checkpoint_exit_code = 85\ntransfer_checkpoint_files = segue-store, handover.json"
-    chain = Chain(pool, run, 1, more_outputs=", segue-store", more_lines=more)
+    key = workdir / "wandb.key"
+    key.write_text(KEY + "\n")
+    chain = Chain(pool, run, 1, more_inputs=", wandb.key", more_outputs=", segue-store", more_lines=more)
     chain.submit()
     chain.wait("a checkpoint at the access point", lambda: list((pool.directory / "spool").rglob("000000100.e*.tar")))
     chain.tool("condor_vacate_job", "-fast", job_id(chain))
@@ -171,3 +174,10 @@ def test_without_a_mounted_staging_htcondor_moves_the_store_through_restarts_and
     assert handover["restored"]["step"] >= 100
     commits = sorted(path.name for path in (workdir / "segue-store" / "checkpoints").glob("0*.tar"))
     assert commits[-1].startswith("000000400.")
+    # Each execution in the sandbox had the key, and HTCondor stored it nowhere
+    said = (workdir / "segment-0.out").read_text()
+    told = [line for line in said.splitlines() if '"WANDB_RUN_ID"' in line]
+    assert "a key file is here" not in said
+    assert len(told) >= 2 and all('"WANDB_API_KEY"' in line for line in told)
+    assert files_with(pool.directory, KEY.encode(), key) == []
+    assert files_with(workdir, KEY.encode(), key) == []
