@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt import Attempt
-from agent.errand import Errand, Outcome, patience_s
+from agent.errand import Errand, Outcome, Report, patience_s
 from agent.loop import steady
 from agent.staging import Staging
 from agent.telemetry import Telemetry
@@ -25,6 +25,8 @@ _COST_SHARE = 100.0
 _LAST_S = 20.0
 _LEAVE_RESERVE_S = 1.0
 _PROBE_WAIT_S = 2.0
+_LABEL_TRIES = 3
+_LABEL_S = 90.0
 
 
 class Companions:
@@ -42,7 +44,10 @@ class Companions:
         self._carried: Sequence[str] = ()
         self._carry_known = ""
         self._probe: Errand | None = None
+        self._labelling: Errand | None = None
+        self._identity = ""
         self._key: str | None = None
+        self._unlabelled = 0
 
     # --- W&B -----------------------------------------------------------------------------------------------------
 
@@ -65,8 +70,9 @@ class Companions:
                 low_priority=False,
             )
 
-    def leave_secret(self) -> None:
-        """No trainer runs, and HTCondor starts the job again in this sandbox: the next execution needs the key file too."""
+    def restarts_here(self) -> None:
+        """No trainer runs, and HTCondor starts the job again in this sandbox: the next execution knows, and needs the key file too."""
+        self._attempt.place.note_restart()
         wandb = self._attempt.job.wandb
         if wandb is None or self._key is None:
             return
@@ -94,10 +100,37 @@ class Companions:
         directory.mkdir(exist_ok=True)
         online = self._online and not self._attempt.wandb_failed and not self._attempt.wandb_unsent
         told = environment(wandb, self._key, run_id(wandb, checkpoint_root), online, directory)
+        self._identity = told["WANDB_RUN_ID"]
+        self._unlabelled = _LABEL_TRIES if told["WANDB_MODE"] == "online" and (wandb.name or wandb.tags) else 0
         # of a start that the client ended, the warning has told it
         if told["WANDB_MODE"] == "offline" and wandb.mode != "offline" and not self._attempt.wandb_failed:
             self._attempt.warn(self._why_offline())
         return told
+
+    def _label(self, training: Training) -> None:
+        """Put W&B's run right where the trainer names it itself: once it trains, the run is there."""
+        wandb, key = self._attempt.job.wandb, self._key
+        known = training.recipe.labels_wandb and training.step > training.start.resume_step
+        if not self._unlabelled or not known or self._labelling is not None or wandb is None or key is None:
+            return
+        from agent.wandb_run import DEFAULT_URL
+
+        def work(report: Report) -> dict[str, Any]:
+            from agent.recipes.environment import ca_bundle
+            from agent.wandb_label import Server, label
+
+            url = {**os.environ, **training.start.job.env}.get("WANDB_BASE_URL") or DEFAULT_URL
+            certificates = ca_bundle(training.start)
+            label(Server(key, url, str(certificates) if certificates else None), wandb, self._identity)
+            return {}
+
+        def done(outcome: Outcome) -> None:
+            self._labelling = None
+            self._unlabelled = 0 if outcome.ok else max(0, self._unlabelled - 1)
+            if not outcome.ok and not self._unlabelled and outcome.error != "Cancelled":
+                self._attempt.warn(f"{outcome.message}; training goes on", key="wandb-label")
+
+        self._labelling = Errand(self._attempt.loop, work, done, silent_s=_LABEL_S)
 
     def _why_offline(self) -> str:
         """What began offline stays so until it is sent: trainers resume with `resume="must"`, which ends them where W&B's server does not
@@ -141,6 +174,7 @@ class Companions:
     def _sample(self) -> None:
         if self._training is not None and not self._training.over:
             self._telemetry.sample(self._training)
+            self._label(self._training)
             if time.monotonic() >= self._next_keep:
                 self.keep()
 

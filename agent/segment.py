@@ -140,8 +140,7 @@ class Segment:
         if self.job.checkpoint_exit and attempt.epoch:
             self.staging.list_kept(attempt.epoch)
         if end.exit_code == exit_codes.CHECKPOINT:
-            self.companions.leave_secret()
-            attempt.place.note_restart()
+            self.companions.restarts_here()
 
     # --- opening -------------------------------------------------------------------------------------------------
 

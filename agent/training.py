@@ -88,7 +88,7 @@ class Training:
             start = as_told(start, more_environment)
         self._loop = loop
         self._log = log
-        self._recipe = recipe
+        self.recipe = recipe
         self._files = files
         self._on_step = on_step
         self._progress_place = 0
@@ -152,7 +152,7 @@ class Training:
 
     def _line(self, line: str) -> None:
         self.last_line = self._loop.awake()
-        found = self._recipe.progress(line)
+        found = self.recipe.progress(line)
         if found is not None:
             self._reached(found.step, found.loss)
 

@@ -31,7 +31,7 @@ LEROBOT_OUTPUT = "lerobot"
 KEPT_BELOW = "wandb"
 """The directory that the client makes in the one it is given, and that holds its runs in a kept archive."""
 OFFLINE_RUN = "offline-run-*"
-_DEFAULT_URL = "https://api.wandb.ai"
+DEFAULT_URL = "https://api.wandb.ai"
 
 
 def take_key(wandb: Wandb, place: Place) -> str | None:
@@ -120,7 +120,7 @@ def environment(wandb: Wandb, key: str | None, identity: str, online: bool, dire
 
 def reachable(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether W&B's server takes a connection (through the proxy where one is set); for an errand, it may take a second or two."""
-    url = environ.get("WANDB_BASE_URL") or _DEFAULT_URL
+    url = environ.get("WANDB_BASE_URL") or DEFAULT_URL
     proxy = environ.get("HTTPS_PROXY") or environ.get("https_proxy")
     parts = urlsplit(proxy if proxy and url.startswith("https") else url)
     if not parts.hostname:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,9 @@ def command() -> None:
 @click.option("--keep", is_flag=True, help="Leave the archives in the store afterwards.")
 def sync(run: str, keep: bool) -> None:
     """Send the offline files of RUN (a run.toml, a workflow directory or a job.json)."""
+    from agent.recipes import recipe
+    from agent.wandb_label import Server, label
+    from agent.wandb_run import DEFAULT_URL
     from dagman.runs import find_run
     from dagman.wandb_key import key_file
 
@@ -107,9 +110,17 @@ def sync(run: str, keep: bool) -> None:
         parts = unpack(archives, Path(temporary))
         sent = [part for part in parts if part.runs]
         runs = [run for part in sent for run in part.runs]
-        code = _send(job.wandb, runs, key) if runs else 0
+        secret = key.read_text(encoding="utf-8").strip()
+        url = job.env.get("WANDB_BASE_URL") or os.environ.get("WANDB_BASE_URL") or DEFAULT_URL
+        environment = {**os.environ, "WANDB_API_KEY": secret, "WANDB_BASE_URL": url}
+        code = _send(job.wandb, runs, environment) if runs else 0
     if code:
         raise SegueError(f"W&B's client ended with exit code {code}; the files stay in {directory}")
+    if runs and (job.wandb.name or job.wandb.tags) and recipe(job.recipe).labels_wandb:
+        try:
+            label(Server(secret, url), job.wandb, job.wandb.id)
+        except SegueError as error:
+            click.echo(f"segue: warning: {error}", err=True)
     newer = [] if keep else _remove(sent)
     click.echo(f"segue: sent {len(runs)} offline parts of run {job.wandb.id}", err=True)
     if newer:
@@ -125,6 +136,5 @@ def sync(run: str, keep: bool) -> None:
         )
 
 
-def _send(wandb: Wandb, runs: Sequence[Path], key: Path) -> int:
-    environment = {**os.environ, "WANDB_API_KEY": key.read_text(encoding="utf-8").strip()}
+def _send(wandb: Wandb, runs: Sequence[Path], environment: Mapping[str, str]) -> int:
     return subprocess.run(sync_command(wandb, runs), env=environment, stdout=sys.stderr).returncode

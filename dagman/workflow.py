@@ -144,7 +144,7 @@ def job_config(
             given.entity,
             given.group or spec.name,
             given.tags,
-            given.name or spec.name,
+            given.name or str(spec.trainer.options.get("exp_name") or spec.name),
             given.mode,
             wandb_key,
         )

@@ -74,6 +74,8 @@ class Recipe(ABC):
     stops_on_request: bool = False
     """The trainer looks at SEGUE_STOP_FILE between steps and stops after saving at the step named in it."""
 
+    labels_wandb: bool = False
+    """The trainer gives its W&B run a name or tags of its own, which go before the WANDB_* variables."""
     only_named: bool = False
     """Nothing but a checkpoint's name tells that it is finished, on the word of whoever wrote the trainer: the agent looks whether it stays as
     it is."""

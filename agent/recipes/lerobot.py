@@ -40,6 +40,7 @@ class LeRobot(Recipe):
     """`lerobot-train … --save_freq=…`; resumed from the restored checkpoint's own configuration with the new output directory."""
 
     name = "lerobot"
+    labels_wandb = True
     sets_last_step = True
     sets_save_interval = True
 

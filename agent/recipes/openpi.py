@@ -46,6 +46,7 @@ WANDB_ID = "wandb_id.txt"
 _TEMPORARY = "orbax-checkpoint-tmp"
 _ITEMS = ("params", "train_state")
 _STEP_LINE = re.compile(r"\bStep (\d+): (.*)")
+_DIRECTORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOSS = re.compile(r"\bloss=([-+.\deEnaif]+)")
 _BAR = re.compile(r"(?:\||Progress on:\S*)\s*(\d+(?:\.\d+)?)(k?)(?:it)?/(\d+(?:\.\d+)?)(k?)(?:it)?\b")
 _EPOCH_SEEDS = 1000
@@ -68,6 +69,7 @@ class OpenPIBase(Recipe):
     """What OpenPI's two trainers share: the checkout, the config, the places of data and checkpoints, the checks."""
 
     script = ""
+    labels_wandb = True
 
     def __init__(self) -> None:
         self._total = 0
@@ -88,8 +90,12 @@ class OpenPIBase(Recipe):
         return name
 
     def exp_name(self, start: Start) -> str:
-        """OpenPI's experiment name; the run's name unless options.exp_name says otherwise."""
-        return option(start.job, "exp_name", str, start.job.run)
+        """OpenPI's experiment name, under which W&B shows the run: options.exp_name, else wandb.name where it can name a directory, else
+        the run's name.
+        """
+        wandb = start.job.wandb
+        shown = wandb.name if wandb is not None and wandb.name and _DIRECTORY.fullmatch(wandb.name) else None
+        return option(start.job, "exp_name", str, shown or start.job.run)
 
     def working_directory(self, start: Start) -> Path:
         """The user's checkout that travelled as `code`, else the one in the image."""

@@ -65,7 +65,14 @@ class ByName(Plain):
     only_named = True
 
 
-RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep(), ByItself(), OfItsOwn(), ByName())}
+class Labels(Plain):
+    """Names its W&B run itself, as OpenPI's and LeRobot's trainers."""
+
+    name = "labels"
+    labels_wandb = True
+
+
+RECIPES = {recipe.name: recipe for recipe in (Plain(), ByLastStep(), ByItself(), OfItsOwn(), ByName(), Labels())}
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cli.login import command as login
 from cli.main import main
 from cli.wandb import sync as sync_click
 from cli.wandb import sync_command, unpack
+from tests.agent.wandb_server import WandbServer
 
 KEY = "n0tAkey" * 5
 
@@ -132,6 +134,23 @@ class TestWhatIsSentIsRemoved:
         assert main(["wandb", "sync", str(home / "flow"), "--keep"]) == 0
         assert (archives / "000001.tar").exists()
         assert main(["wandb", "sync", str(home / "flow")]) == 0
+        assert list(archives.iterdir()) == []
+
+    def test_the_run_gets_run_tomls_name_where_its_trainer_gave_it_another(
+        self, home: Path, archives: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        self.client(monkeypatch, f'test "$WANDB_BASE_URL" = "$(cat {home}/url)"')
+        with WandbServer("exp", ["own"]) as server:
+            (home / "url").write_text(server.url)
+            job = JobConfig(
+                "plain", str(home / "staging"), 10, "openpi", wandb=Wandb("arm", "x", name="cup", tags=("t",))
+            )
+            (home / "flow" / "job.json").write_text(dump(replace(job, env={"WANDB_BASE_URL": server.url})))
+            assert main(["wandb", "sync", str(home / "flow"), "--keep"]) == 0
+            assert (server.run["displayName"], server.run["tags"]) == ("cup", ["own", "t"])
+            server.down = True
+            assert main(["wandb", "sync", str(home / "flow")]) == 0
+        assert "segue: warning: W&B's run did not get the name and tags" in capfd.readouterr().err
         assert list(archives.iterdir()) == []
 
     def test_archive_that_the_running_attempt_wrote_again_meanwhile_stays(

@@ -225,6 +225,45 @@ def test_kill_takes_a_daemonised_grandchild_too(loop: Loop, tmp_path: Path) -> N
     assert all(not alive(pid) for pid in below)
 
 
+SAVES_AT_NOTICE = """
+import os, signal, sys, time
+def bye(number, frame):
+    print("told", flush=True)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    open("saved", "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+
+
+def test_the_grace_is_given_to_a_trainer_whose_shell_dies_at_once(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SAVES_AT_NOTICE, encoding="utf-8")
+    keeper, ended, lines = start(loop, tmp_path, "sh", "-c", f"{sys.executable} train.py; echo over")
+    wait(loop, lambda: "ready" in lines)
+    keeper.terminate()
+    wait(loop, lambda: "told" in lines and keeper.trainer is not None and not alive(keeper.trainer))
+    (tmp_path / "go").touch()
+    wait(loop, lambda: ended)
+    assert (tmp_path / "saved").exists()
+    assert ended[0].signal == signal.SIGTERM
+
+
+def test_the_grace_of_such_a_trainer_ends_too(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SAVES_AT_NOTICE, encoding="utf-8")
+    keeper, ended, lines = start(loop, tmp_path, "sh", "-c", f"{sys.executable} train.py; echo over")
+    wait(loop, lambda: "ready" in lines)
+    keeper.terminate()
+    wait(loop, lambda: "told" in lines and keeper.trainer is not None and not alive(keeper.trainer))
+    keeper.kill()
+    wait(loop, lambda: ended)
+    assert not (tmp_path / "saved").exists()
+    assert ended[0].signal == signal.SIGTERM
+
+
 def test_the_end_of_the_trainer_is_the_end_of_its_workers(loop: Loop, tmp_path: Path) -> None:
     code = "import os, time\nif os.fork() == 0:\n    time.sleep(1000)\nprint('x', flush=True)"
     keeper, ended, _ = start(loop, tmp_path, sys.executable, "-c", code)

@@ -47,6 +47,18 @@ def test_first_start_names_config_experiment_and_last_step(scratch: Path) -> Non
     assert value(words, "--checkpoint-base-dir") == str(scratch / "checkpoints")
 
 
+@pytest.mark.parametrize(
+    ("shown", "options", "experiment"),
+    [("cup-1", {}, "cup-1"), ("Place the cup", {}, "arm"), ("cup-1", {"exp_name": "mine"}, "mine"), ("a/b", {}, "arm")],
+)
+def test_wandbs_name_is_the_experiments_where_it_can_name_a_directory(
+    scratch: Path, shown: str, options: dict[str, Any], experiment: str
+) -> None:
+    one = start(scratch, options, wandb=Wandb("arm", "x", name=shown))
+    assert value(OpenPI().command(one), "--exp-name") == experiment
+    assert OpenPI().checkpoint_root(one) == scratch / "checkpoints/pi0_lab" / experiment
+
+
 def test_every_start_resumes_and_never_overwrites(scratch: Path) -> None:
     """Without a checkpoint the trainer takes --resume for a first start; the directory is there by then, so it needs one of the two."""
     for one in (start(scratch), resumed(scratch)):
