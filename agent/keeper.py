@@ -22,6 +22,7 @@ from agent.processes import become_subreaper, descendants, die_with_parent, kill
 
 _TERMINATE, _ABORT, _KILL = b"T", b"A", b"K"
 _REMNANT_S = 10.0
+_LOOK_MS = 50
 NOT_STARTED = 127
 """The shell's exit code for a program that could not be started, told of a trainer that never ran."""
 
@@ -222,27 +223,40 @@ def _no_core_dumps() -> None:
 
 
 def _watch(control: int, noticed: int, trainer: int) -> int | None:
-    """Serve commands until the trainer has ended (its wait status) or the agent has (None)."""
+    """Serve commands until the trainer has ended (its wait status) or the agent has (None).
+
+    Of one that was told to end its whole process group counts: a shell dies of SIGTERM at once, and what runs in it may still save.
+    """
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(noticed, select.POLLIN)
+    status, told = None, False
     while True:
-        ended = reap()
-        if trainer in ended:
-            return ended[trainer]
-        for fd, _ in poll.poll():
+        status = reap().get(trainer, status)
+        if status is not None and not (told and _group_lives(trainer)):
+            return status
+        for fd, _ in poll.poll(None if status is None else _LOOK_MS):
             if fd == noticed:
                 os.read(noticed, 512)
                 continue
             commands = os.read(control, 64)
             if not commands:
                 return None
+            told = _KILL not in commands  # what outlasts SIGKILL is not waited for
             if _KILL in commands:
-                signal_all([trainer, *descendants(os.getpid())], signal.SIGKILL)
+                signal_all(([trainer] if status is None else []) + descendants(os.getpid()), signal.SIGKILL)
             elif _ABORT in commands:
                 signal_all(descendants(os.getpid()), signal.SIGABRT)
             else:
                 _signal_group(trainer, signal.SIGTERM)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _signal_group(group: int, number: int) -> None:

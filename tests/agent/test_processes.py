@@ -24,6 +24,7 @@ from agent.loop import Loop
 from agent.output import Log, Output
 from agent.pacing import StepClock
 from agent.processes import become_subreaper, descendants, family, kill_below, reap
+from tests.agent.support import wait_for
 
 DEADLINE_S = 20.0
 ROOT = Path(__file__).parents[2]
@@ -245,7 +246,8 @@ def test_the_grace_is_given_to_a_trainer_whose_shell_dies_at_once(loop: Loop, tm
     keeper, ended, lines = start(loop, tmp_path, "sh", "-c", f"{sys.executable} train.py; echo over")
     wait(loop, lambda: "ready" in lines)
     keeper.terminate()
-    wait(loop, lambda: "told" in lines and keeper.trainer is not None and not alive(keeper.trainer))
+    wait(loop, lambda: "told" in lines and keeper.trainer is not None)
+    wait_for(lambda: not alive(keeper.trainer or 0), "the end of the shell")
     (tmp_path / "go").touch()
     wait(loop, lambda: ended)
     assert (tmp_path / "saved").exists()
@@ -257,7 +259,8 @@ def test_the_grace_of_such_a_trainer_ends_too(loop: Loop, tmp_path: Path) -> Non
     keeper, ended, lines = start(loop, tmp_path, "sh", "-c", f"{sys.executable} train.py; echo over")
     wait(loop, lambda: "ready" in lines)
     keeper.terminate()
-    wait(loop, lambda: "told" in lines and keeper.trainer is not None and not alive(keeper.trainer))
+    wait(loop, lambda: "told" in lines and keeper.trainer is not None)
+    wait_for(lambda: not alive(keeper.trainer or 0), "the end of the shell")
     keeper.kill()
     wait(loop, lambda: ended)
     assert not (tmp_path / "saved").exists()
