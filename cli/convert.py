@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from agent.errors import BadInput, SegueError
+from cli.ending import clearing_up
 from dagman.paths import absolute
 from jobs.convert.options import FORMATS, ConvertOptions, checked, default_out
 from jobs.convert.reader import READERS
@@ -155,25 +156,47 @@ def _there(interpreter: Path, options: ConvertOptions) -> str:
     """In another environment: jobs.pyz on its PYTHONPATH, so that it needs nothing of segue installed."""
     from agent.bundle import build_jobs
 
-    # A bare name is looked up on PATH, so only a home is filled in.
-    found = shutil.which(str(absolute(interpreter) if str(interpreter).startswith("~") else interpreter))
+    # A bare name is looked up on PATH; a path is meant from here, and the program is started elsewhere.
+    named = str(interpreter)
+    found = shutil.which(str(absolute(interpreter)) if named.startswith("~") or os.sep in named else named)
     if found is None:
         raise BadInput(f"--python {interpreter}: is not a program that can be run")
-    with tempfile.TemporaryDirectory(prefix="segue-convert-") as directory:
+    with clearing_up(), tempfile.TemporaryDirectory(prefix="segue-convert-") as directory:
         archive = Path(directory) / "jobs.pyz"
         build_jobs(archive)
-        environment = {**os.environ, "PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"}
-        words = [found, "-m", "jobs.convert", options.dump()]
-        child = subprocess.Popen(words, env=environment, cwd=directory, stdout=subprocess.PIPE, text=True)
-        try:
-            printed, _ = child.communicate()
-        except KeyboardInterrupt:
-            child.wait()  # the terminal has interrupted it as well: it ends its workers and says so
-            raise click.exceptions.Exit(130) from None
-    if child.returncode < 0:
+        code, printed = _run([found, "-m", "jobs.convert", options.dump()], archive)
+    if code < 0:
         raise SegueError(
-            f"{found}: was ended by signal {-child.returncode}; run the same command again, it goes on where it stopped"
+            f"{found}: was ended by signal {-code}; run the same command again, it goes on where it stopped"
         )
-    if child.returncode:
-        raise click.exceptions.Exit(child.returncode)  # it has said why
-    return printed.strip().splitlines()[-1]
+    if code:
+        raise click.exceptions.Exit(code)  # it has said why
+    result = printed.strip().rpartition("\n")[2]
+    if not result.startswith("{"):
+        raise BadInput(
+            f"--python {interpreter}: does not answer as a Python does; name the interpreter of an environment"
+        )
+    return result
+
+
+def _run(words: list[str], archive: Path) -> tuple[int, str]:
+    """Exit code and output. The program ends with this one, however this one ends: it holds the other end of a pipe."""
+    environment = {**os.environ, "PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"}
+    theirs, ours = os.pipe()
+    child = subprocess.Popen(
+        [*words, str(theirs)],
+        env=environment,
+        cwd=archive.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=(theirs,),
+    )
+    os.close(theirs)
+    try:
+        printed, _ = child.communicate()
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None  # it ends its workers and says so
+    finally:
+        os.close(ours)
+        child.wait()
+    return child.returncode, printed

@@ -1,13 +1,27 @@
-"""`python -m jobs.convert OPTIONS-AS-JSON`: the conversion in this Python, for `segue convert --python`.
+"""`python -m jobs.convert OPTIONS-AS-JSON [PIPE]`: the conversion in this Python, for `segue convert --python`.
 
-Prints the result as JSON on stdout; ends with the exit code of the error, and its sentence on stderr.
+Prints the result as JSON on stdout; ends with the exit code of the error, and its sentence on stderr. PIPE is the number of an open file: when
+its other end is closed, nobody waits for the result any more, and the conversion ends as an interrupted one.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from types import FrameType
 
 from agent.errors import SegueError
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch(pipe: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
@@ -15,6 +29,9 @@ def main() -> int:
     from jobs.convert.conversion import convert
     from jobs.convert.options import load
 
+    signal.signal(signal.SIGTERM, _interrupt)
+    if len(sys.argv) > 2:
+        threading.Thread(target=_watch, args=(int(sys.argv[2]),), daemon=True).start()
     try:
         print(convert(load(sys.argv[1])).dump())
     except SegueError as error:

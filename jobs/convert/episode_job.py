@@ -42,7 +42,7 @@ def signature(ref: EpisodeRef) -> list[Any]:
         status = ref.path.stat()
     except OSError:
         return [str(ref.path)]
-    return [str(ref.path), status.st_size, status.st_mtime_ns, list(ref.span or ())]
+    return [str(ref.path), status.st_size, status.st_mtime_ns, list(ref.span or ()), ref.state]
 
 
 def inspect_one(ref: EpisodeRef, layout: str, options: ConvertOptions) -> Inspection:

@@ -120,7 +120,7 @@ def _times(stamps: NDArray[np.float64], options: ConvertOptions) -> None:
             f"is interrupted for {steps.max():.2f} s after frame {where}, where frames are {usual:.3f} s apart"
         )
     rate, wanted = 1.0 / usual, options.fps * options.downsample
-    if abs(rate - wanted) > RATE_TOLERANCE * wanted:
+    if not _close(rate, wanted):
         raise BadEpisode(
             f"was recorded at {rate:.1f} frames/s, but --fps {options.fps} × --downsample {options.downsample} is {wanted}{_advice(rate, options)}"
         )
@@ -129,14 +129,25 @@ def _times(stamps: NDArray[np.float64], options: ConvertOptions) -> None:
 def _advice(rate: float, options: ConvertOptions) -> str:
     """Which --downsample would do, or that none does: the rate is not a multiple of fps."""
     factor = round(rate / options.fps)
-    if factor >= 1 and abs(rate - factor * options.fps) <= RATE_TOLERANCE * rate:
+    if _close(rate, options.fps * factor):
         return f"; use --downsample {factor}"
-    return f"; {options.fps} does not divide it, use --fps {round(rate / options.downsample) or 1} with --downsample {options.downsample}"
+    for downsample in (options.downsample, 1):
+        fps = round(rate / downsample)
+        if _close(rate, fps * downsample):
+            return f"; {options.fps} does not divide it, use --fps {fps} with --downsample {downsample}"
+    return "; are its time stamps in seconds?"
+
+
+def _close(rate: float, wanted: float) -> bool:
+    return abs(rate - wanted) <= RATE_TOLERANCE * wanted
 
 
 def renamed(names: Sequence[str], options: ConvertOptions) -> dict[str, str]:
     """Name in the source → feature of the dataset. Raises BadEpisode for a name that a dataset cannot have, or that appears twice."""
     table = dict(options.rename)
+    for name in table:
+        if name not in names:
+            raise BadEpisode(f"has no feature {name!r}, which --rename names (has: {', '.join(sorted(names))})")
     result = {name: table.get(name, name) for name in names}
     for name in result.values():
         if "/" in name or name in _RESERVED:

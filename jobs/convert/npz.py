@@ -77,16 +77,20 @@ def open_episode(ref: EpisodeRef) -> Iterator[Episode]:
     import numpy as np
 
     with as_bad_episode(ref.path, ".npz"), ref.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        vectors, cameras, times, task = {}, {}, None, None
+        vectors, cameras, lengths, times, task = {}, {}, {}, None, None
         for name in arrays.files:
             if name == _NUMBER:
                 continue
             values: Any = arrays[name]
-            if name == _TASK:
+            if name == _TASK and values.size == 1:
                 task = text(values)
                 continue
             if ref.span is not None and values.ndim:
+                _check_rows(name, values, arrays[_NUMBER])
                 values = values[ref.span[0] : ref.span[1]]
+            if name == _TASK:
+                task, lengths[name] = _instruction(values), len(values)
+                continue
             if name in _TIMES:
                 times = seconds(values, name)
             elif values.ndim == 4 and values.shape[3] == 3 and values.dtype == np.uint8:
@@ -95,4 +99,18 @@ def open_episode(ref: EpisodeRef) -> Iterator[Episode]:
                 vectors[name] = matrix(values, name)
         if not any(name in vectors for name in _ACTIONS):
             raise BadEpisode(f"has no array 'actions' or 'action' (has: {', '.join(arrays.files) or 'nothing'})")
-        yield Episode(vectors, cameras, times, task)
+        yield Episode(vectors, cameras, times, task, lengths)
+
+
+def _check_rows(name: str, values: Any, numbers: Any) -> None:
+    """In a file of several episodes; rows are told apart by ``numbers`` alone, so a shorter array would be cut at the wrong places."""
+    if len(values) != len(numbers):
+        raise BadEpisode(f"{name!r} has {len(values)} rows where {_NUMBER!r} has {len(numbers)}")
+
+
+def _instruction(values: Any) -> str | None:
+    """Of one string a row, which must be the same in the whole episode."""
+    found = {text(value) for value in values.ravel()}
+    if len(found) > 1:
+        raise BadEpisode(f"{_TASK!r} changes within the episode, and an episode has one instruction: split it")
+    return next(iter(found), None)

@@ -82,6 +82,10 @@ def checked(options: ConvertOptions) -> ConvertOptions:
         )
     if options.format is not None and options.format not in FORMATS:
         raise BadInput(f"--format {options.format}: must be one of {', '.join(FORMATS)}")
+    renamed = [old for old, _ in options.rename]
+    for old in renamed:
+        if renamed.count(old) > 1:
+            raise BadInput(f"--rename {old}=…: is given more than once; a feature has one name")
     if options.workers < 0:
         raise BadInput(f"--workers {options.workers}: must be 1 or more (or be left out: one for each core)")
     workers = options.workers or len(os.sched_getaffinity(0))

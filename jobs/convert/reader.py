@@ -37,11 +37,14 @@ READERS = {
 
 @dataclass(frozen=True)
 class EpisodeRef:
-    """One episode of a source: ``name`` for people, ``path`` the file, ``span`` the first and last row + 1 where a file holds several."""
+    """One episode of a source: ``name`` for people, ``path`` the file, ``span`` the first and last row + 1 where a file holds several,
+    ``state`` what changes with the content where ``path`` is a directory, whose own time does not.
+    """
 
     name: str
     path: Path
     span: tuple[int, int] | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True)

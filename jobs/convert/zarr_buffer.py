@@ -6,6 +6,7 @@ observation.<name>. A directory or a .zip of one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +46,23 @@ def episodes(source: Path) -> list[EpisodeRef]:
         raise BadInput(
             f"{source}: {_ENDS} does not increase from episode to episode; the buffer is damaged, write it again"
         )
+    state = _state(source) if source.is_dir() else ""
     return [
-        EpisodeRef(f"{source.name}[{number}]", source, (int(start), int(end)))
+        EpisodeRef(f"{source.name}[{number}]", source, (int(start), int(end)), state)
         for number, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True))
     ]
+
+
+def _state(source: Path) -> str:
+    """A digest of names, sizes and times of all its files."""
+    found = hashlib.sha256()
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            status = path.stat()
+            found.update(
+                f"{path.relative_to(source)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace")
+            )
+    return found.hexdigest()
 
 
 @contextmanager
@@ -90,11 +104,20 @@ def _feature(name: str) -> str:
     return "action" if name in ("action", "actions") else f"observation.{name}"
 
 
+def _up_to_one(pixels: Any) -> bool:
+    return bool(((pixels > 0) & (pixels < 1)).any() and pixels.max() <= 1)
+
+
 def _camera(name: str, array: Any, start: int, stop: int) -> Camera:
     import numpy as np
 
     if array.shape[3] != 3:
         raise BadEpisode(f"camera data/{name} has shape {array.shape}, where (N, H, W, 3) is needed")
+    # One frame may be that dark; three are of a buffer that counts from 0 to 1, and would all become black.
+    if array.dtype.kind == "f" and all(_up_to_one(array[row]) for row in (start, (start + stop) // 2, stop - 1)):
+        raise BadEpisode(
+            f"camera data/{name} holds values of 0 to 1, where 0 to 255 are needed: write it again as uint8"
+        )
 
     def frame(index: int) -> Any:
         pixels = np.asarray(array[start + index])

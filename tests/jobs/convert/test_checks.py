@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent.errors import BadInput, SegueError
-from jobs.convert import conversion, package
+from jobs.convert import conversion, episode_job, package
 from jobs.convert.inspection import Inspection, good_ones, inspect, judge
 from jobs.convert.options import ConvertOptions, checked, load
 from jobs.convert.reader import reader_of, recognise
@@ -83,6 +83,14 @@ BAD = {
     "a rate that fps does not divide": (
         replace("timestamps", lambda found: found[0] + np.arange(8) / 26.0),
         "10 does not divide it, use --fps 13 with --downsample 2",
+    ),
+    "a rate that fps divides only without leaving out": (
+        replace("timestamps", lambda found: found[0] + np.arange(8) / 15.0),
+        "10 does not divide it, use --fps 15 with --downsample 1",
+    ),
+    "time stamps in milliseconds": (
+        replace("timestamps", lambda found: found * 1000.0),
+        "is 20; are its time stamps in seconds?",
     ),
     "half a JPEG": (
         replace("mount_image_rgb_compressed", lambda found: [*found[:4], found[4][:200], *found[5:]]),
@@ -196,6 +204,22 @@ def test_npz_with_several_episodes_is_told_apart_by_its_numbers(tmp_path: Path) 
     assert [(each.ref.name, each.frames, each.problem) for each in found] == [("all[4]", 6, None), ("all[7]", 3, None)]
 
 
+def test_instruction_of_an_npz_may_stand_in_every_row(tmp_path: Path) -> None:
+    numbers, tasks = np.repeat([4, 7], [6, 3]), np.repeat(["to red", "to blue"], [6, 3])
+    arrays = {"state": np.arange(9.0), "actions": np.arange(9.0), "episode": numbers}
+
+    def found(task: object) -> list[tuple[str, str | None]]:
+        np.savez(tmp_path / "all.npz", task=task, **arrays)
+        return [(each.task, each.problem) for each in inspections(tmp_path / "all.npz", downsample=1)]
+
+    assert found(tasks) == [("to red", None), ("to blue", None)]
+    assert found(np.array("to both")) == found(np.array(["to both"])) == [("to both", None)] * 2
+    assert "'task' changes within the episode" in str(found(np.roll(tasks, 1))[0][1])
+    assert "'task' has 2 rows where 'episode' has 9" in str(found(np.array(["to red", "to blue"]))[0][1])
+    np.savez(tmp_path / "all.npz", state=np.arange(9.0), actions=np.arange(9.0), task=tasks[:6])
+    assert "'task' has 6 entries where the others have 9" in str(inspections(tmp_path / "all.npz")[0].problem)
+
+
 def test_npz_whose_episodes_are_mixed_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", state=np.zeros(3), actions=np.zeros(3), episode=np.array([0, 1, 0]))
 
@@ -219,11 +243,48 @@ def test_zarr_whose_ends_do_not_increase_is_refused(tmp_path: Path) -> None:
         inspections(source)
 
 
+def test_zarr_whose_content_changes_is_another_source(tmp_path: Path) -> None:
+    import zarr
+
+    source = sources.zarr_buffer(tmp_path / "buffer.zarr")
+
+    def signatures() -> list[list[Any]]:
+        return [episode_job.signature(ref) for ref in reader_of("zarr").episodes(source)]
+
+    before = signatures()
+    assert signatures() == before
+    zarr.open_group(str(source), mode="a")["data/action"][0] = 5.0
+
+    assert all(mine != theirs for mine, theirs in zip(signatures(), before, strict=True))
+
+
+def test_zarr_with_images_of_0_to_1_would_be_black(tmp_path: Path) -> None:
+    import zarr
+
+    source = sources.zarr_buffer(tmp_path / "buffer.zarr")
+    assert [each.problem for each in inspections(source)] == [None, None]
+    images = zarr.open_group(str(source), mode="a")["data/img"]
+    images[:5] = images[:5] / 255
+
+    found = inspections(source)
+
+    assert "camera data/img holds values of 0 to 1, where 0 to 255 are needed" in str(found[0].problem)
+    assert found[1].problem is None
+
+
 def test_names_that_a_dataset_cannot_have_are_refused_and_can_be_changed(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", state=np.zeros((3, 1)), action=np.zeros((3, 1)), index=np.arange(3))
 
     assert "--rename index=NEW" in str(inspections(tmp_path)[0].problem)
     assert dict(inspections(tmp_path, rename=(("index", "row"),))[0].vectors) == {"action": 1, "row": 1, "state": 1}
+
+
+def test_rename_of_a_feature_that_is_not_there_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", state=np.zeros((3, 1)), action=np.zeros((3, 1)))
+
+    assert "has no feature 'acton', which --rename names (has: action, state)" in str(
+        inspections(tmp_path, rename=(("acton", "actions"),))[0].problem
+    )
 
 
 def test_directory_of_no_known_layout_is_refused(tmp_path: Path) -> None:
@@ -247,6 +308,7 @@ def test_named_layout_without_episodes_is_refused(layout: str, tmp_path: Path) -
         ({"image_size": (0, 224)}, "--image-size 0 224"),
         ({"workers": -2}, "--workers -2"),
         ({"format": "v1.0"}, "--format v1.0"),
+        ({"rename": (("a", "b"), ("a", "c"))}, "--rename a=…: is given more than once"),
     ],
 )
 def test_options_that_cannot_be_are_named(more: dict[str, Any], sentence: str, tmp_path: Path) -> None:
