@@ -145,7 +145,8 @@ def make_claim(
         )
         if _win(fs, root, record):
             _write_run_file(fs, root, record, clock())
-            return Claim(record.epoch, record.token)
+            if _still_there(fs, root, newest):
+                return Claim(record.epoch, record.token)
         taken = epoch
     raise StoreUnavailable(
         f"{root}: no epoch could be claimed in {_ROUNDS} rounds; the file system shows no exclusive creation"
@@ -162,10 +163,34 @@ def _known(fs: FileSystem, root: str, taken: int) -> tuple[Mapping[str, str], tu
         record = read_record(fs, root, epoch)
         if record is not None:
             return record.fingerprint, record.accepted, epochs[-1]
-    fields = _fields(fs, f"{root}/{names.RUN_FILE}") or {}
-    known = fields.get("fingerprint")
-    fingerprint = {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
-    return fingerprint, (), max(epochs, default=0)
+    return _first_fingerprint(fs, f"{root}/{names.RUN_FILE}"), (), max(epochs, default=0)
+
+
+def _first_fingerprint(fs: FileSystem, path: str) -> Mapping[str, str]:
+    """What run.json says, empty when there is none. One that is there was written whole, so what cannot be read was damaged."""
+    known = (_fields(fs, path) or {}).get("fingerprint")
+    if isinstance(known, dict):
+        return {str(key): str(value) for key, value in known.items()}
+    try:
+        fs.stat(path)
+    except FileNotFoundError:
+        return {}
+    raise StoreError(
+        f"{path}: it is damaged and no claim can be read, so nothing tells the configuration that the run was begun with; put it back, "
+        "or remove it if the run shall go on under this one"
+    )
+
+
+def _still_there(fs: FileSystem, root: str, newest: int) -> bool:
+    """Whether the claim below the one that was won has not been swept: claims go oldest first, so only then may the number have been
+    claimed and swept before, while this claimant slept.
+    """
+    if newest:
+        try:
+            fs.stat(f"{root}/{names.EPOCHS}/{names.claim_name(newest)}")
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _write_temporary(fs: FileSystem, path: str, data: bytes) -> None:
@@ -184,7 +209,7 @@ def _win(fs: FileSystem, root: str, record: ClaimRecord) -> bool:
     try:
         _write_temporary(fs, temporary, record.encode())
         won = link_exclusively(fs, root, temporary, final, record)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             fs.unlink(temporary)
         raise
@@ -195,7 +220,9 @@ def _win(fs: FileSystem, root: str, record: ClaimRecord) -> bool:
 
 
 def link_exclusively(fs: FileSystem, root: str, temporary: str, final: str, record: ClaimRecord) -> bool:
-    """Whether the claim now stands under its final name: the link count decides, not the return code of link(2)."""
+    """Whether the claim now stands under its final name: the link count decides, not the return code of link(2). Where it is not 2, the
+    token: some file systems (sshfs) show a count of 1 whatever happens.
+    """
     failure: OSError | None = None
     try:
         fs.link(temporary, final)
@@ -203,13 +230,16 @@ def link_exclusively(fs: FileSystem, root: str, temporary: str, final: str, reco
         if error.errno in _NO_LINKS:
             return _create_exclusively(fs, root, final, record)
         failure = error
+    gone = False
     try:
         if fs.stat(temporary).links == 2:
             return True
     except FileNotFoundError:
-        found = read_record(fs, root, record.epoch)
-        return found is not None and found.token == record.token
-    if failure is not None and failure.errno != errno.EEXIST:
+        gone = True
+    found = read_record(fs, root, record.epoch)
+    if found is not None and found.token == record.token:
+        return True
+    if failure is not None and failure.errno != errno.EEXIST and not gone:
         raise failure
     return False
 

@@ -218,6 +218,19 @@ def write_all(fs: FileSystem, fd: int, data: bytes | memoryview, offset: int) ->
         offset += written
 
 
+def rename_once(fs: FileSystem, old: str, new: str, inode: int) -> None:
+    """Rename what has this inode number. A network file system that repeats a request says "no such file" of a rename that it has done."""
+    try:
+        fs.rename(old, new)
+    except FileNotFoundError as error:
+        try:
+            done = fs.stat(new).inode == inode
+        except FileNotFoundError:
+            done = False
+        if not done:
+            raise error
+
+
 def read_all(fs: FileSystem, fd: int, size: int, offset: int) -> bytes:
     """Read ``size`` bytes at ``offset``; fewer only where the file ends."""
     buffer = bytearray(size)

@@ -19,6 +19,7 @@ VERIFIED = "user.segue.verified"
 _COMMIT = re.compile(r"([0-9]{9,18})\.e([0-9]{6,18})\.tar")
 _CLAIM = re.compile(r"([0-9]{6,18})\.json")
 _LEFTOVER = re.compile(r"\.[0-9]{9,18}\.e([0-9]{6,18})\.(?:[0-9a-f]+\.tmp|tar\.pruned)")
+_PRUNED = re.compile(r"\.[0-9]{9,18}\.e[0-9]{6,18}\.tar\.pruned")
 _CLAIM_LEFTOVER = re.compile(r"\.claim-([0-9]{6,18})-[0-9a-f]+\.tmp")
 _RUN_LEFTOVER = re.compile(r"\.run-([0-9]{6,18})-[0-9a-f]+\.tmp")
 _SET_ASIDE = re.compile(r"[0-9]{9,18}\.e[0-9]{6,18}\.tar\.bad-e[0-9]{6,18}")
@@ -90,6 +91,10 @@ def leftover_epoch(name: str) -> int | None:
     """The epoch that made a temporary or un-referenced name in ``checkpoints/``, None for any other name."""
     match = _LEFTOVER.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_pruned(name: str) -> bool:
+    return _PRUNED.fullmatch(name) is not None
 
 
 def claim_leftover_epoch(name: str) -> int | None:

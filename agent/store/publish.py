@@ -23,7 +23,7 @@ from agent.store.errors import (
     SnapshotUnreadable,
     StoreError,
 )
-from agent.store.fs import FileSystem, write_all
+from agent.store.fs import FileSystem, rename_once, write_all
 from agent.store.manifest import LARGEST_MANIFEST, Manifest, read_manifest
 from agent.store.names import Commit
 from agent.store.tree import as_name, fingerprint, scan
@@ -143,16 +143,8 @@ def make_durable(fs: FileSystem, fd: int) -> None:
 
 
 def make_commit(fs: FileSystem, temporary: str, final: str, inode: int) -> None:
-    """Step 5. A network file system that repeats a request says "no such file" of a rename that it has done."""
-    try:
-        fs.rename(temporary, final)
-    except FileNotFoundError as error:
-        try:
-            done = fs.stat(final).inode == inode
-        except FileNotFoundError:
-            done = False
-        if not done:
-            raise error
+    """Step 5."""
+    rename_once(fs, temporary, final, inode)
 
 
 def acknowledge(fs: FileSystem, job: Plan) -> None:

@@ -89,7 +89,8 @@ def good_commits(fs: FileSystem, root: str) -> list[tuple[Commit, Manifest]]:
 def prune_commits(
     fs: FileSystem, root: str, retention: Retention, dry_run: bool, may_go_on: Callable[[], None]
 ) -> list[Commit]:
-    """Remove what the retention does not keep, oldest first, and return it. ``may_go_on`` raises when the run is lost.
+    """Remove what the retention does not keep, oldest first, and return it; also what a prune left that was killed. ``may_go_on`` raises
+    when the run is lost.
 
     Two syncs guard I1: names that count as kept are durable before anything goes, and a commit is un-referenced
     durably before its data goes.
@@ -97,23 +98,29 @@ def prune_commits(
     directory = f"{root}/{names.CHECKPOINTS}"
     if not list_commits(fs, root, marks=False):
         return []
+    left: list[str] = []
     if not dry_run:
+        left = [name for name in fs.names(directory) if names.is_pruned(name)]
         fs.sync_directory(directory)
     good = good_commits(fs, root)
     stay = kept(good, retention)
     goes = [commit for commit, _ in reversed(good) if commit.name not in stay]
-    if dry_run or not goes:
+    if dry_run or not (goes or left):
         return goes
     may_go_on()
+    for commit in goes:
+        with suppress(FileNotFoundError):  # another prune was faster, or a network file system has repeated the request
+            fs.rename(str(commit.path), f"{directory}/{names.pruned_name(commit.name)}")
+    if goes:
+        fs.sync_directory(directory)
+    for name in left:
+        with suppress(FileNotFoundError):
+            fs.unlink(f"{directory}/{name}")
     gone = []
     for commit in goes:
         with suppress(FileNotFoundError):
-            fs.rename(str(commit.path), f"{directory}/{names.pruned_name(commit.name)}")
-            gone.append(commit)
-    fs.sync_directory(directory)
-    for commit in gone:
-        with suppress(FileNotFoundError):
             fs.unlink(f"{directory}/{names.pruned_name(commit.name)}")
+            gone.append(commit)
     return gone
 
 
@@ -131,8 +138,12 @@ def sweep_leftovers(fs: FileSystem, root: str, epoch: int) -> list[str]:
 
 
 def sweep_commits(fs: FileSystem, root: str, epoch: int) -> list[str]:
-    """Of these, the names in ``checkpoints/``: the only ones that are large."""
-    return _sweep(fs, f"{root}/{names.CHECKPOINTS}", names.leftover_epoch, epoch)
+    """Of these, the names in ``checkpoints/``: the only ones that are large. The prune that un-referenced one may have died before its sync."""
+    directory = f"{root}/{names.CHECKPOINTS}"
+    found = fs.names(directory)
+    if any(map(names.is_pruned, found)):
+        fs.sync_directory(directory)
+    return _remove(fs, directory, found, names.leftover_epoch, epoch)
 
 
 def leftover_bytes(fs: FileSystem, root: str) -> int:
@@ -146,8 +157,14 @@ def leftover_bytes(fs: FileSystem, root: str) -> int:
 
 
 def _sweep(fs: FileSystem, folder: str, epoch_of: Callable[[str], int | None], epoch: int) -> list[str]:
+    return _remove(fs, folder, fs.names(folder), epoch_of, epoch)
+
+
+def _remove(
+    fs: FileSystem, folder: str, found: Sequence[str], epoch_of: Callable[[str], int | None], epoch: int
+) -> list[str]:
     removed = []
-    for name in fs.names(folder):
+    for name in found:
         made_by = epoch_of(name)
         if made_by is not None and made_by <= epoch:
             with suppress(FileNotFoundError):

@@ -29,7 +29,7 @@ from agent.store.errors import (
     no_room,
     speaking,
 )
-from agent.store.fs import FileSystem, PosixFileSystem
+from agent.store.fs import FileSystem, PosixFileSystem, rename_once
 from agent.store.listing import best_commit, highest_committed_epoch, list_commits
 from agent.store.manifest import Manifest, read_manifest
 from agent.store.names import Commit
@@ -280,8 +280,9 @@ class Store:
         if self._claim is None or not self.owns(self._claim):
             return None
         name = names.set_aside_name(commit.name, self._claim.epoch)
+        before, after = str(commit.path), f"{commit.path.parent}/{name}"
         try:
-            self.fs.rename(str(commit.path), f"{commit.path.parent}/{name}")
+            rename_once(self.fs, before, after, self.fs.stat(before).inode)
         except OSError:
             return None
         return name
@@ -301,8 +302,9 @@ class Store:
             self.require_own(claim)
             commit = names.commit_name(step, claim.epoch)
             directory, name = f"{self._root}/{names.CHECKPOINTS}", names.set_aside_name(commit, claim.epoch)
+            before = f"{directory}/{commit}"
             try:
-                self.fs.rename(f"{directory}/{commit}", f"{directory}/{name}")
+                rename_once(self.fs, before, f"{directory}/{name}", self.fs.stat(before).inode)
             except FileNotFoundError:
                 return ""
             self.fs.sync_directory(directory)

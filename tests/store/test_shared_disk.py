@@ -15,7 +15,7 @@ import pytest
 from agent.store import BadArchive, Budget, Claim, Claimant, FingerprintChanged, Metadata, Retention, Store
 from agent.store.budget import Room, rooms
 from agent.store.errors import CommitGone
-from agent.store.fs import PosixFileSystem
+from agent.store.fs import PosixFileSystem, Stat
 from tests.store.trees import make_checkpoint, picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +129,35 @@ def test_without_hard_links_the_token_in_the_claim_decides(store: Store) -> None
     store.claim(Claimant(), {})
     claim = Store(store.root, fs=Doubly()).claim(Claimant(), {})
     assert claim.epoch == 3
+
+
+class WithoutLinkCounts(PosixFileSystem):
+    """A file system that has hard links and shows a count of 1 whatever happens, as sshfs."""
+
+    def stat(self, path: str) -> Stat:
+        return super().stat(path)._replace(links=1)
+
+
+def test_where_link_counts_are_not_shown_the_token_in_the_claim_decides(store: Store) -> None:
+    plain = Store(store.root, fs=WithoutLinkCounts())
+    assert [plain.claim(Claimant(), {}).epoch for _ in range(3)] == [1, 2, 3]
+    assert len(list((store.root / "epochs").iterdir())) == 3
+
+
+def test_a_number_that_was_claimed_and_swept_while_a_claimant_slept_is_not_claimed_again(store: Store) -> None:
+    store.claim(Claimant(), {})
+    others: list[int] = []
+
+    class Sleeping(PosixFileSystem):
+        def create(self, path: str, mode: int = 0o644) -> int:
+            while len(others) < 5:
+                claim = store.claim(Claimant(), {})
+                store.sweep(claim)
+                others.append(claim.epoch)
+            return super().create(path, mode)
+
+    late = Store(store.root, fs=Sleeping()).claim(Claimant(), {})
+    assert (others, late.epoch) == ([2, 3, 4, 5, 6], 7)
 
 
 class Interrupted(PosixFileSystem):
@@ -333,3 +362,75 @@ def test_an_error_of_reading_and_then_a_bad_read_do_not_make_a_commit_bad(store:
     store.fs = Unlucky()
     found = store.restore(tmp_path / "back", report=said.append)
     assert found is not None and (found.commit.step, said) == (10, [])
+
+
+class Repeating(PosixFileSystem):
+    """A network file system that answers a rename, once it is done, with what its repetition found."""
+
+    def __init__(self) -> None:
+        self.synced: list[str] = []
+
+    def rename(self, old: str, new: str) -> None:
+        super().rename(old, new)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old)
+
+    def sync_directory(self, path: str) -> None:
+        super().sync_directory(path)
+        self.synced.append(path)
+
+
+def names_in(store: Store) -> list[str]:
+    return sorted(path.name for path in (store.root / "checkpoints").iterdir())
+
+
+def test_a_withdrawal_that_is_answered_twice_is_durable_and_named(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+    fs = Repeating()
+    assert Store(store.root, fs=fs).withdraw(claim, 10) == "000000010.e000001.tar.bad-e000001"
+    assert fs.synced == [str(store.root / "checkpoints")]
+    assert store.withdraw(claim, 20) == ""
+
+
+def test_a_bad_commit_whose_rename_is_answered_twice_is_said_to_be_set_aside(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10, 20)
+    newest = store.commits()[0].path
+    newest.write_bytes(newest.read_bytes()[:-512])
+
+    class Answering(Repeating):
+        def rename(self, old: str, new: str) -> None:
+            PosixFileSystem.rename(self, old, new) if ".bad-" not in new else super().rename(old, new)
+
+    store.fs = Answering()
+    said: list[str] = []
+    (tmp_path / "back").mkdir()
+    store.restore(tmp_path / "back", report=said.append)
+    assert len(said) == 1 and "set aside as 000000020.e000001.tar.bad-e000001" in said[0]
+
+
+def test_a_prune_removes_what_it_renamed_whatever_it_is_told(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10, 20, 30, 40)
+    gone = Store(store.root, fs=Repeating()).prune(None, Retention())
+    assert [one.step for one in gone] == [10, 20]
+    assert names_in(store) == ["000000030.e000001.tar", "000000040.e000001.tar"]
+
+
+def test_what_an_interrupted_prune_left_goes_with_the_next_one(store: Store, tmp_path: Path) -> None:
+    """Of a run that is complete there is no next attempt that would sweep it."""
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10, 20, 30, 40)
+
+    class Interrupted(PosixFileSystem):
+        def unlink(self, path: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(store.root, fs=Interrupted()).prune(None, Retention())
+    before = names_in(store)
+    assert len(before) == 4
+    store.prune(None, Retention(), dry_run=True)
+    assert names_in(store) == before
+    store.prune(None, Retention())
+    assert names_in(store) == ["000000030.e000001.tar", "000000040.e000001.tar"]

@@ -18,6 +18,7 @@ from agent.store import (
     PosixFileSystem,
     Retention,
     Store,
+    StoreError,
     StoreUnavailable,
     Superseded,
     latest,
@@ -208,6 +209,20 @@ def test_run_json_keeps_the_first_fingerprint(store: Store) -> None:
     before = (store.root / "run.json").read_bytes()
     store.claim(Claimant(), {**FINGERPRINT, "recipe": "other"}, accept=["recipe"])
     assert (store.root / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["", '{"format": 1, "fing', "[]", '{"format": 1, "fingerprint": null}'])
+def test_a_damaged_run_json_is_not_taken_for_a_run_without_a_configuration(store: Store, left: str) -> None:
+    store.claim(Claimant(), FINGERPRINT)
+    claim, run_file = store.root / "epochs" / "000001.json", store.root / "run.json"
+    run_file.write_text(left)
+    assert store.claim(Claimant(), FINGERPRINT).epoch == 2  # the claims tell
+    for path in (claim, store.root / "epochs" / "000002.json"):
+        path.write_text("")
+    with pytest.raises(StoreError, match=r"run\.json: it is damaged and no claim can be read"):
+        store.claim(Claimant(), {**FINGERPRINT, "recipe": "other"})
+    run_file.unlink()
+    assert store.claim(Claimant(), {**FINGERPRINT, "recipe": "other"}).epoch == 3
 
 
 def test_prune_keeps_newest_every_nth_and_best(store: Store, tmp_path: Path) -> None:
