@@ -61,10 +61,19 @@ def _listed(directory: Path) -> list[str] | None:
     if listed is None:
         return None
     found = []
-    for name in (entry.rstrip("/") for entry in listed.split("\0") if entry):
+    entries = {entry.rstrip("/"): None for entry in listed.split("\0") if entry}
+    for name in entries:
         path = directory / name
+        if any(str(parent) in entries and (directory / parent).is_symlink() for parent in PurePosixPath(name).parents):
+            continue  # tracked where a link stands now, and the link travels
         if (path / ".git").exists() and not path.is_symlink():
-            found += [f"{name}/{below}" for below in _listed(path) or ()]
+            below = _listed(path)
+            if below is None:
+                raise BadInput(
+                    f"code: {path}: is a git checkout inside the checkout, and git cannot read it: mend it (git submodule update --init, or "
+                    "git worktree repair), or remove its .git"
+                )
+            found += [f"{name}/{entry}" for entry in below]
         elif os.path.lexists(path):
             found.append(name)
     return found

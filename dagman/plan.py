@@ -105,6 +105,23 @@ def _too_many(spec: Spec, site: Site, name: str, step_s: float, needed: int, res
     )
 
 
+def _required(requirements: str | None, gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    """Those for which the user's expression can be true, by what the site's table knows of them; all of them where it is false for each,
+    because then it asks for something that the table does not have.
+    """
+    if requirements is None:
+        return gpus
+    from classad2 import ClassAd, ExprTree
+
+    expression = ExprTree(requirements)
+
+    def refused(gpu: Gpu) -> bool:
+        known = {"GPUs_DeviceName": gpu.name, "GPUs_Capability": gpu.capability, "GPUs_GlobalMemoryMb": gpu.memory_mb}
+        return expression.eval(ClassAd(known), ClassAd(known)) is False
+
+    return tuple(gpu for gpu in gpus if not refused(gpu)) or gpus
+
+
 def make_plan(spec: Spec, site: Site) -> Plan:
     """BadInput when the class is unknown, or too short for one step with its save and publish."""
     name = spec.segments.queue_class or site.default_class
@@ -158,6 +175,7 @@ def make_plan(spec: Spec, site: Site) -> Plan:
             f"resources: no GPU of {site.title} has {spec.resources.gpu_memory_mb or 0} MB and capability "
             f"{spec.resources.gpu_capability or 0:g}; the largest is {max(site.gpus, key=lambda gpu: gpu.memory_mb).name}"
         )
+    fitting = _required(spec.resources.requirements, fitting)
     wanted = site.resources.gpus if spec.resources.gpus is None else spec.resources.gpus
     roomy = tuple(gpu for gpu in fitting if gpu.per_machine >= wanted > 0)
     if fitting and wanted and not roomy:

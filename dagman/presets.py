@@ -16,6 +16,10 @@ from dagman.spec import secret_options
 from dagman.toml import read_toml, suggestion
 
 
+REPORTED = 0.98
+"""Share of its nominal memory that a card reports at least; drivers keep one to two percent."""
+
+
 def presets() -> list[str]:
     """Names of the shipped presets."""
     folder = resources.files("dagman").joinpath("presets")
@@ -51,6 +55,7 @@ def warnings(asked: Asked) -> list[str]:
             found.append(
                 f"resources: only {count} of {everything} GPUs fit; less gpu_memory_mb or gpu_capability would shorten the queue"
             )
+    found += _reports_less(asked)
     if spec.retention.every is not None and spec.retention.every <= spec.steps:
         found.append(
             f"retention.every: up to {spec.steps // spec.retention.every} checkpoints stay in staging beside the newest {spec.retention.keep} and "
@@ -65,6 +70,19 @@ def warnings(asked: Asked) -> list[str]:
     if spec.container is not None and "YOUR-ACCOUNT" in spec.container.image:
         found.append("container.image: still names YOUR-ACCOUNT: name the image that you pushed (docs/images.md)")
     return found
+
+
+def _reports_less(asked: Asked) -> list[str]:
+    """A card whose nominal memory is asked for reports a little less than that, and is then never matched."""
+    wanted = asked.spec.resources.gpu_memory_mb or 0
+    close = [gpu for gpu in asked.plan.gpus if wanted > REPORTED * gpu.memory_mb]
+    if not close:
+        return []
+    enough = int(REPORTED * min(gpu.memory_mb for gpu in close)) // 1000 * 1000
+    return [
+        f"resources.gpu_memory_mb: a card reports a little less than its nominal memory (an H100 of 80 GB: 81559 MB), so {wanted} may shut out "
+        f"{', '.join(gpu.name for gpu in close)}: ask for {enough}"
+    ]
 
 
 def _of_trainer(asked: Asked) -> list[str]:

@@ -22,7 +22,7 @@ from dagman.inputs import Recorded, examine, read_record, same_source, state_of,
 from dagman.paths import absolute, beside
 from dagman.prepare import record_path, requests
 from dagman.shipping.place import Place
-from dagman.shipping.survey import INPUTS, Limits, Survey, rooms, tightest, too_small
+from dagman.shipping.survey import INPUTS, Limits, Survey, partial_name, rooms, tightest, too_small
 from dagman.shipping.where import Destination, opened, unusable
 
 Watch = Callable[[str, int, int], None]
@@ -166,7 +166,11 @@ def stage(
         needed = _needed(plan, survey)
         short = too_small(bounds, needed)
         if short is not None:
-            raise SegueError(_no_room(where, place, short, needed, _others(survey, plan, ())))
+            plan = [replace(step, source=_named(step.source, survey, watch)) for step in plan]
+            needed = _needed(plan, survey)
+            short = too_small(bounds, needed)
+        if short is not None:
+            raise SegueError(_no_room(where, place, short, needed, _removable(survey, plan)))
         if dry_run:
             done = [_would(step, survey, watch, place.sends()) for step in plan]
         else:
@@ -224,6 +228,13 @@ def _needed(plan: Sequence[_Step], survey: Survey) -> Usage:
     return Usage(total, items)
 
 
+def _named(source: Source, survey: Survey, watch: Watch) -> Source:
+    """With its digest, where a broken upload of it may be what takes the room: only by that its file is told from one of older contents."""
+    if source.known is not None or not any(name.startswith(f"{source.name}-") for name in survey.partial):
+        return source
+    return replace(source, known=_examined(source, watch))
+
+
 def _after(room: Room | None, needed: Usage) -> Room | None:
     if room is None or room.bytes is None:
         return None
@@ -236,6 +247,13 @@ def _others(survey: Survey, plan: Sequence[_Step], names: Sequence[str]) -> tupl
     own = {*names, *(step.source.known.archive for step in plan if step.source.known is not None)}
     rest = [(name, size) for name, size in survey.archives.items() if name not in own]
     return tuple(sorted(rest, key=lambda entry: entry[1], reverse=True))
+
+
+def _removable(survey: Survey, plan: Sequence[_Step]) -> list[tuple[str, int]]:
+    """What lies in ``_inputs`` and is not of this run, also of uploads that nobody finished, the largest first."""
+    own = {step.source.known.archive for step in plan if step.source.known is not None}
+    unfinished = [(partial_name(name), size) for name, size in survey.partial.items() if name not in own]
+    return sorted([*_others(survey, plan, ()), *unfinished], key=lambda entry: entry[1], reverse=True)
 
 
 def _lost(where: Destination, place: Place, step: _Step) -> str:
@@ -263,7 +281,7 @@ def _no_room(where: Destination, place: Place, room: Room, needed: Usage, others
     if room.items is not None:
         left.append(f"{max(0, room.items)} items")
     largest = ", ".join(f"{name} ({gigabytes(size)})" for name, size in others[:3])
-    older = f" (archives in {INPUTS} that this run does not use: {largest})" if largest else ""
+    older = f" (in {INPUTS} this run does not use {largest})" if largest else ""
     return (
         f"{where.run_toml}: data: {place.name}: {gigabytes(needed.bytes)} and {needed.items} items must go there, {room.source} leaves "
         f"{' and '.join(left)}: remove what is not needed any more{older}, or ask for a larger quota; nothing was uploaded"

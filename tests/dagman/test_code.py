@@ -110,6 +110,22 @@ def test_submodules_and_checkouts_inside_travel_too(checkout: Path, tmp_path: Pa
     assert not [name for name in found if ("/.git" in name and not name.endswith(".gitignore")) or "skipped" in name]
 
 
+def test_checkout_inside_that_git_cannot_read_is_named(checkout: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", str(checkout), "other")
+    git(checkout, "submodule", "add", "-q", str(tmp_path / "other"), "libs")
+    assert "libs/train.py" in names(checkout)
+    shutil.rmtree(checkout / ".git" / "modules")
+    with pytest.raises(BadInput, match=r"libs: is a git checkout inside the checkout, and git cannot read it"):
+        read_checkout(checkout)
+
+
+def test_directory_that_became_a_link_travels_once(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "src").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "new.py").write_text("")
+    (checkout / "src").symlink_to(tmp_path / "elsewhere")
+    assert names(checkout) == [".gitignore", "run.sh", "src", "src/model.py", "src/new.py", "train.py"]
+
+
 def test_links_travel_as_git_has_them(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.txt").write_text("far")
     (checkout / "near").symlink_to("train.py")

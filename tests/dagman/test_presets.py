@@ -73,6 +73,29 @@ def test_plan_says_which_gpus_fit_and_how_many(tmp_path: Path) -> None:
     assert {gpu["name"]: gpu["count"] for gpu in data["gpus"]} == {"NVIDIA H100 80GB HBM3": 8, "NVIDIA H200": 16}
 
 
+def gpus(tmp_path: Path, resources: str) -> tuple[list[str], list[str]]:
+    """Which of the site's fit by `segue plan`, and what it warns of."""
+    text = ['name = "a"', "steps = 10", 'user = "bbadger"', "[trainer]", 'recipe = "command"', "[resources]", resources]
+    (tmp_path / "run.toml").write_text("\n".join(text) + "\n")
+    asked = ask(tmp_path / "run.toml")
+    return [gpu.name for gpu in asked.plan.gpus], [one for one in warnings(asked) if one.startswith("resources.")]
+
+
+def test_gpus_that_the_users_expression_refuses_do_not_fit(tmp_path: Path) -> None:
+    large = ["NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    assert gpus(tmp_path, "requirements = 'regexp(\"H100|H200\", TARGET.GPUs_DeviceName)'")[0] == large
+    assert gpus(tmp_path, "requirements = 'TARGET.Elsewhere >= 3 && GPUs_Capability >= 9.0'")[0] == large
+    # What the table does not know excludes nothing.
+    assert len(gpus(tmp_path, "requirements = 'TARGET.Elsewhere >= 3'")[0]) == 8
+    assert len(gpus(tmp_path, "requirements = 'TARGET.Elsewhere =?= true'")[0]) == 8
+
+
+def test_nominal_memory_of_a_card_is_more_than_it_reports(tmp_path: Path) -> None:
+    (said,) = gpus(tmp_path, "gpu_memory_mb = 81920\ngpu_capability = 9.0")[1]
+    assert "so 81920 may shut out NVIDIA H100 80GB HBM3: ask for 80000" in said
+    assert gpus(tmp_path, "gpu_memory_mb = 80000\ngpu_capability = 9.0")[1] == []
+
+
 @pytest.mark.parametrize("name", [*LORA, *FULL])
 def test_options_of_a_preset_are_those_of_its_recipe(name: str, tmp_path: Path) -> None:
     from agent.config import JobConfig

@@ -133,6 +133,26 @@ def test_a_broken_upload_goes_on_where_it_broke(run: Run, slow: Callable[[], Non
     assert sha256(run.inputs / one["archive"]) == one["sha256"]
 
 
+def quota(run: Run, used: int, limit: int) -> str:
+    head = "Path Disk_Used(GB) Disk_Limit(GB) Files_Used File_Limit"
+    return f"printf '{head}\\n{run.staging} {used / 1e9:.9f} {limit / 1e9:.9f} 5 1000\\n'"
+
+
+def test_what_arrived_of_a_broken_upload_needs_no_room_again(run: Run) -> None:
+    # given a quota that holds the archive once, and most of the archive there under the name of an upload
+    archive = run.inputs / run.json("stage")["inputs"][0]["archive"]
+    size, arrived = archive.stat().st_size, archive.stat().st_size - 20_000
+    os.truncate(archive, arrived)
+    partial = archive.rename(archive.with_name(f".{archive.name}.partial"))
+    run.toml.with_name("run.staged.json").unlink()
+    with run.server.replaced("get_quotas", quota(run, arrived, size)):
+        # then the rest of it has room, but another content has not, and what takes it is named
+        assert run.json("stage", "--dry-run")["inputs"][0]["from_bytes"] == arrived
+        (run.toml.parent / "data" / "more").write_text("x")
+        said = run.segue("stage", expect=1)
+    assert f"remove what is not needed any more (in segue/_inputs this run does not use {partial.name} (" in said
+
+
 def test_an_archive_damaged_there_is_replaced(run: Run) -> None:
     one = run.json("stage")["inputs"][0]
     path = run.inputs / one["archive"]
