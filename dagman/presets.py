@@ -15,7 +15,6 @@ from dagman.site import load_site, shipped_sites
 from dagman.spec import secret_options
 from dagman.toml import read_toml, suggestion
 
-
 REPORTED = 0.98
 """Share of its nominal memory that a card reports at least; drivers keep one to two percent."""
 
