@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,6 +56,11 @@ _EXCEPTION = re.compile(
     r"^(?:\[[^\]]*\]:? ?)*(?=(?:\w+\.)*\w*(?:Error|Exception|Timeout|Interrupt|Exit|BrokenProcessPool)\b(?::|$)|terminate called after throwing)"
 )
 _EARLIER = re.compile(r"During handling of the above exception|The above exception was the direct cause|^…$")
+_LAUNCHER = re.compile(r"(?:\w+\.)*(?:ChildFailedError|CalledProcessError)\b")
+"""What torchrun, accelerate and their like raise when the program below them has failed: that one's exception led to it."""
+_BELOW = re.compile(r"^\s*exitcode\s*: (-?\d+) \(pid|died with <Signals\.\w+: (\d+)>")
+"""How such a launcher says how it ended; of several workers the last one named was the first to fail."""
+_SHELL_SIGNAL = 128
 _IN_WANDB = re.compile(r'^(?:\[[^\]]*\]:? ?)*\s*File "[^"]*[/\\](?:site|dist)-packages[/\\]wandb[/\\]')
 _FRAME = re.compile(r'^(?:\[[^\]]*\]:? ?)*\s*File "[^"]*", line \d+')
 _GPU_LOST = "the GPU failed on this machine; the segment goes on elsewhere"
@@ -176,6 +182,7 @@ def classify(
         return Failure(
             "host-memory", Verdict.HERE, "the job's memory was used up and the kernel killed it; raise request_memory"
         )
+    ended = _below(ended, lines)
     found = _by_lines(lines, stepped, resumed)
     if (found is None or found.kind == "network") and _raised_in_wandb(lines):
         found = _WANDB
@@ -206,6 +213,20 @@ def classify(
     return Failure("unknown", Verdict.HERE, f"the trainer failed with {ended.text}; its last lines say more")
 
 
+def _below(ended: Ended, lines: Sequence[str]) -> Ended:
+    """The end of the program itself where a shell or a launcher saw the signal that killed it, and ended with an exit code."""
+    if ended.exit_code in (None, 0):
+        return ended
+    number = ended.exit_code - _SHELL_SIGNAL
+    for line in reversed(lines):
+        if match := _BELOW.search(line):
+            number = int(match[2]) if match[2] else -int(match[1])
+            break
+    with suppress(ValueError):
+        return Ended(None, signal.Signals(number).value)
+    return ended
+
+
 def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | None:
     may_be_last = True
     for line in reversed(lines):
@@ -219,7 +240,7 @@ def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | N
                     verdict = Verdict.HERE  # it did run; something is odd, and three starts will tell
                 return Failure(rule.kind, verdict, rule.sentence)
         if start:
-            may_be_last = False
+            may_be_last = _LAUNCHER.match(line, start.end()) is not None
         elif _EARLIER.search(line):
             may_be_last = True
     return None

@@ -129,6 +129,11 @@ class Log:
         elif text.startswith(_TROUBLE) and len(self._troubles) < _MOST_TROUBLES:
             self._troubles.append((steady(), [text]))
 
+    def begin(self, at: float) -> None:
+        """A start of the trainer begins: what those before it said is not what ends this one."""
+        self.last.clear()
+        self.calm(at)
+
     def calm(self, at: float) -> None:
         """A step was done at the Unix time ``at``: what was said before was not the end."""
         self._troubles = [one for one in self._troubles if one[0] > at]

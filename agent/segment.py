@@ -342,10 +342,9 @@ class Segment:
         assert training.ended is not None
         if attempt.superseded or attempt.leaving or self.stopping.out_of_time or finished >= self.job.steps:
             return False
-        if training.ended.exit_code != 0:
-            return True
-        planned = finished >= training.start.last_step or not self.recipe.sets_last_step
-        return training.stop_asked is None and not (planned and finished > training.start.resume_step)
+        told = self.recipe.sets_last_step or training.step >= self.job.steps
+        planned = finished > training.start.resume_step and (finished >= training.start.last_step or not told)
+        return training.ended.exit_code != 0 or (training.stop_asked is None and not planned)
 
     def _superseded(self) -> End | None:
         """The end of an attempt that a newer one took the run from."""

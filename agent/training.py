@@ -121,7 +121,7 @@ class Training:
         self.stop_asked: int | None = None
         self.stop_asked_at: float | None = None
         self.stopped_by_agent = False
-        log.calm(self.began)
+        log.begin(self.began)
         files.directory.mkdir(parents=True, exist_ok=True)
         files.stop.unlink(missing_ok=True)
         files.progress.unlink(missing_ok=True)

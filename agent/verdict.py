@@ -215,6 +215,16 @@ def unpublished(step: int, trouble: Outcome | None) -> End:
     return End("temporary", exit_codes.TEMPORARY, reason)
 
 
+def _unsaved(training: Training) -> str:
+    """Of a trainer that came to its last step and ended well."""
+    start = training.start
+    root = training.recipe.checkpoint_root(start)
+    return (
+        f"the trainer ended well at step {training.step}, and there is no finished checkpoint of step {start.last_step} in {root}; "
+        f"there {lying(root)}: let it save at its last step too (SEGUE_LAST_STEP; docs/recipes.md)"
+    )
+
+
 def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts) -> End | None:
     """Book a crash; an End when it must not be tried again here."""
     ended = training.ended
@@ -237,6 +247,8 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
             out_of_memory=memory_kills() > hang.memory_kills,
             hung=hang.hung,
         )
+    if failure.kind == "early-end" and training.step >= training.start.last_step:
+        failure = replace(failure, sentence=_unsaved(training))
     ran_before = (
         attempt.restored_step > 0 and not attempt.stepped
     )  # what brought it so far is the same, this machine is not
@@ -253,7 +265,7 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
         "signal": ended.signal,
         "step": training.step,
     }
-    attempt.handover.last_lines = lines
+    attempt.handover.last_lines = lines or attempt.handover.last_lines
     where = f"step {training.step}"
     attempt.warn(
         f"start {attempt.handover.starts} failed after {where}: {failure.kind}: {failure.sentence} ({ended.text})"
@@ -266,7 +278,9 @@ def crashed(attempt: Attempt, training: Training, hang: Hang, restarts: Restarts
         reason = f"no start on {attempt.place.machine} made a step, the run came to step {attempt.restored_step} before ({failure.kind}): {reason}"
         return End("temporary", exit_codes.TEMPORARY, reason)
     if restarts.exhausted:
-        named = f"after step {restarts.step}, in step {restarts.step + 1},"
+        named = f"after step {restarts.step}" + (
+            "" if failure.kind == "early-end" else f", in step {restarts.step + 1},"
+        )
         when = named if restarts.step > 0 else "before its first step"
         text = f"no progress in {restarts.same} starts: the trainer ends {when} each time ({failure.kind}): {failure.sentence}"
         return End("failed", exit_codes.PERMANENT, text)

@@ -6,7 +6,8 @@ no other end than the run's), saves_until (no checkpoint after that step), wait_
 mute (says nothing of its steps), pad_mb (of each checkpoint), prefix (of its checkpoints' names), beyond (goes on to that step, whatever the
 run's is), forgetful (begins anew whatever it should resume), in_place (writes checkpoints under
 their final names), lose_at (removes all checkpoints when a file `lose` is there, and crashes),
-wandb_fails (as W&B's client does when it is online without a network).
+wandb_fails (as W&B's client does when it is online without a network), stumbles (its first start lacks a file after one step, its
+second one ends at once without a word).
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def train() -> None:
 
         board = wandb.init(config={"interval": interval})
     workers = start_workers(int(number("workers")))
+    starts = stumble() if "stumbles" in OPTIONS else 0
     print(f"training from {step}", flush=True)
     with Path(os.environ["SEGUE_PROGRESS_FILE"]).open("a") as progress:
         while step < last:
@@ -88,6 +90,8 @@ def train() -> None:
             while step + 1 == int(number("wait_at")) and not (Path.home() / "go").exists():
                 check_workers(workers)
                 time.sleep(0.01)
+            if step == 1 and starts == 1:
+                raise FileNotFoundError("data")
             if step + 1 == int(number("crash_at")):
                 raise RuntimeError(f"boom in step {step + 1}")
             if step + 1 == int(number("xid_at")):
@@ -111,6 +115,16 @@ def train() -> None:
     if board is not None:
         board.finish()
     print(f"done at {step}", flush=True)
+
+
+def stumble() -> int:
+    """The number of this start; the second one ends here."""
+    count = Path.home() / "starts"
+    starts = len(count.read_text()) + 1 if count.exists() else 1
+    count.write_text("x" * starts)
+    if starts == 2:
+        sys.exit(1)
+    return starts
 
 
 def lose_all(step: int) -> None:

@@ -90,6 +90,28 @@ def test_three_starts_end_a_resumed_run_only_on_a_machine_where_it_makes_steps(t
     assert "in step 23" in attempt.handover()["reason"]
 
 
+@pytest.mark.parametrize("recipe", ["by-last-step", "by-itself"])
+def test_a_trainer_that_does_not_save_at_its_last_step_is_told_so(tmp_path: Path, recipe: str) -> None:
+    run = Run(tmp_path, steps=20, recipe=recipe, args=("saves_until=10", "step_s=0.1"), save_interval=10)
+    with run.attempt() as attempt:
+        assert attempt.end() == 78, attempt.log()
+    handover = attempt.handover()
+    assert (handover["failure"]["class"], handover["step"]) == ("early-end", 10)
+    assert "step 21" not in handover["reason"]
+    assert "before its last step" not in handover["reason"]
+    assert "no finished checkpoint of step 20" in handover["reason"]
+    assert "SEGUE_LAST_STEP" in handover["reason"]
+
+
+def test_a_start_is_not_judged_by_the_lines_of_the_one_before(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=40, args=("stumbles=1", "step_s=0.01"), save_interval=10)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    assert attempt.handover()["starts"] == 3
+    assert "start 2 failed after step 0: start:" in attempt.handover()["warnings"][1]
+    assert "FileNotFoundError: data" in attempt.handover()["last_lines"]
+
+
 def test_checkpoints_that_vanish_from_scratch_are_restored_from_staging(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=40, args=("lose_at=25",), save_interval=10)
     with run.attempt() as attempt:

@@ -180,6 +180,73 @@ def test_an_exception_counts_with_a_ranks_prefix_and_a_modules_name(line: str) -
     )
 
 
+TORCHRUN = """[rank0]: Traceback (most recent call last):
+[rank0]:   File "train.py", line 3, in <module>
+{0}
+E1127 22:45:24.123000 123 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: {1}) local_rank: 0 (pid: 123) of binary: python3
+Traceback (most recent call last):
+  File "/x/site-packages/torch/distributed/launcher/api.py", line 263, in launch_agent
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+train.py FAILED
+Failures:
+[1]:
+  exitcode  : -15 (pid: 124)
+Root Cause (first observed failure):
+[0]:
+  exitcode  : {1} (pid: 123)
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================"""
+ACCELERATE = """Traceback (most recent call last):
+  File "train.py", line 3, in <module>
+{0}
+Traceback (most recent call last):
+  File "/x/site-packages/accelerate/commands/launch.py", line 763, in simple_launcher
+    raise subprocess.CalledProcessError(returncode=process.returncode, cmd=cmd)
+subprocess.CalledProcessError: Command '['python3', 'train.py']' returned non-zero exit status {1}."""
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE])
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("OSError: [Errno 28] No space left on device", "no-space"),
+        ("RuntimeError: No CUDA GPUs are available", "gpu-lost"),
+        ("ModuleNotFoundError: No module named 'x'", "import-error"),
+        ("RuntimeError: boom", "start"),
+    ],
+)
+def test_what_a_launcher_raises_over_its_worker_hides_nothing(launcher: str, line: str, kind: str) -> None:
+    prefix = "[rank0]: " if launcher is TORCHRUN else ""
+    lines = launcher.format(prefix + line, 1).splitlines()
+    assert judge(EXIT_1, *lines, stepped=False).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines", "verdict"),
+    [
+        (Ended(128 + signal.SIGKILL, None), ["train.sh: line 2: 123 Killed  python3 train.py"], Verdict.HERE),
+        (Ended(128 + signal.SIGBUS, None), [], Verdict.ELSEWHERE),
+        (EXIT_1, TORCHRUN.format("FileNotFoundError: x", -9).splitlines(), Verdict.HERE),
+        (EXIT_1, TORCHRUN.format("", -signal.SIGBUS).splitlines(), Verdict.ELSEWHERE),
+        (EXIT_1, ["subprocess.CalledProcessError: Command 'x' died with <Signals.SIGKILL: 9>."], Verdict.HERE),
+    ],
+)
+def test_a_signal_is_known_by_the_word_of_the_shell_or_launcher_that_saw_it(
+    ended: Ended, lines: list[str], verdict: Verdict
+) -> None:
+    found = judge(ended, *lines, stepped=False)
+    assert found.kind == ("killed" if verdict is Verdict.HERE else "node-fault")
+    assert found.verdict is verdict
+    assert "SIGKILL" in found.sentence or "SIGBUS" in found.sentence
+
+
+@pytest.mark.parametrize("code", [2, 127, 128, 128 + 65, 255])
+def test_not_every_exit_code_tells_of_a_signal(code: int) -> None:
+    assert judge(Ended(code, None)).kind in ("unknown", "not-found")
+
+
 def test_who_was_killed_is_never_given_up_because_of_a_line() -> None:
     line = "FileNotFoundError: [Errno 2] No such file or directory: 'x'"
     found = judge(Ended(None, signal.SIGKILL), line, stepped=False)
