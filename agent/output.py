@@ -1,6 +1,6 @@
 """What the trainer says: pumped into the attempt's log and to our own stdout, cut into lines for the recipe, the last ones kept.
 
-Progress bars end their lines with a carriage return; both endings count. A reader of our stdout that does not read must not hold
+Progress bars end their lines with a carriage return; both endings count. A reader of our stdout or stderr that does not read must not hold
 up the training: to a pipe only as much is written as it takes. Nor may a trainer that says much fill the scratch disk, which would leave
 no room for checkpoints and handover: files are bounded, their beginning and their end stay.
 """
@@ -82,6 +82,8 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = Bounded(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
         self._stdout_may_block = not stat.S_ISREG(os.fstat(1).st_mode) if _open(1) else None
+        ours = sys.stderr is sys.__stderr__  # and nobody's who caught it
+        self._stderr_may_block = ours and _open(2) and not stat.S_ISREG(os.fstat(2).st_mode)
         # HTCondor's is a file in scratch, transferred at the end; elsewhere it is a person's own.
         bounded = self._stdout_may_block is False and "_CONDOR_SCRATCH_DIR" in os.environ
         self._stdout = Bounded(1) if bounded else None
@@ -96,8 +98,11 @@ class Log:
             line = line.replace(self._secret, _HIDDEN)
         self.write(line)
         try:
-            sys.stderr.write(line.decode())
-            sys.stderr.flush()
+            if self._stderr_may_block:
+                _offer(2, line)
+            elif sys.stderr is not None:
+                sys.stderr.write(line.decode())
+                sys.stderr.flush()
         except (OSError, ValueError):
             return
 
@@ -164,14 +169,19 @@ class Log:
             if not self._stdout_may_block:
                 os.write(1, data)
                 return
-            ready = select.poll()
-            ready.register(1, select.POLLOUT)
-            for start in range(0, len(data), select.PIPE_BUF):
-                if not any(event & select.POLLOUT for _, event in ready.poll(0)):
-                    return
-                os.write(1, data[start : start + select.PIPE_BUF])
+            _offer(1, data)
         except OSError:
             self._stdout_may_block = None
+
+
+def _offer(fd: int, data: bytes) -> None:
+    """Write as much as is taken without waiting."""
+    ready = select.poll()
+    ready.register(fd, select.POLLOUT)
+    for start in range(0, len(data), select.PIPE_BUF):
+        if not any(event & select.POLLOUT for _, event in ready.poll(0)):
+            return
+        os.write(fd, data[start : start + select.PIPE_BUF])
 
 
 def _open(fd: int) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> int:
     """Run one attempt; returns the process's exit code (agent.exit_codes). Raises SegueError for a job that cannot begin at all."""
+    _have_descriptors()
     place = look_around()
     deadline = find_deadline(job, queue_class, place)
     loop = Loop()
@@ -67,6 +68,13 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         kill_below(os.getpid(), seconds=5.0)
         loop.close()
         errand.running.clear()
+
+
+def _have_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, nothing of ours may get its number: what the trainer says would be written there."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(fd)
 
 
 def _no_scratch(handover: Handover, scratch: Path, error: OSError, path: Path) -> int:

@@ -179,3 +179,21 @@ for number in range(500):
         checked((tmp_path / "stdout").read_bytes(), said)
     else:
         assert (tmp_path / "stdout").read_bytes() == said
+
+
+@pytest.mark.forks
+def test_a_reader_of_stderr_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while os.write(writer, bytes(1 << 16)):
+            pass
+    os.set_blocking(writer, True)
+    code = "from pathlib import Path; from agent.output import Log; Log(Path('log')).say('published step 10')"
+    environment = {"PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=writer, check=True, timeout=DEADLINE_S
+    )
+    os.close(reader)
+    os.close(writer)
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "segue: published step 10\n"

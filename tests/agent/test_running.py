@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,15 @@ def test_what_fails_after_the_handover_changes_no_end(tmp_path: Path) -> None:
         assert attempt.end() == 0
     assert attempt.handover()["state"] == "complete"
     assert "closing the attempt failed (RuntimeError: no thread)" in attempt.log()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_an_agent_whose_standard_descriptors_are_closed_trains_all_the_same(tmp_path: Path, closed: str) -> None:
+    run = Run(tmp_path, steps=20)
+    with run.attempt(python=("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable)) as attempt:
+        assert attempt.end() == 0, attempt.log()
+    assert attempt.handover()["state"] == "complete"
+    assert "done at 20" in attempt.log()
 
 
 @pytest.mark.forks
