@@ -104,7 +104,8 @@ class Publisher:
         self.trouble = ""
         """The error's class when the last try to publish failed."""
         self.in_vain: set[int] = set()
-        """Steps refused since the last commit for a reason that waiting does not mend: the run's own budget, or its directory is gone."""
+        """Steps refused since the last commit for a reason that waiting does not mend: the run's own budget, its directory is gone, or no archive can
+        hold what is in them."""
         self.on_finished: Callable[[int], None] = lambda step: None
         """Called with the step of each checkpoint that the trainer has finished, before it is published."""
         self.in_place = ""
@@ -261,7 +262,9 @@ class Publisher:
                 self._made(replace(waiting, finished=replace(finished, seen=outcome.value["seen"])), watched)
             else:
                 self._failed_snapshots += 1
-                if self._failed_snapshots >= 3 or self._retaken == finished.step:
+                bad = outcome.error == "BadCheckpoint"
+                if bad or self._failed_snapshots >= 3 or self._retaken == finished.step:
+                    self.in_vain |= {finished.step} if bad else set()
                     self.finished_step = finished.step
                     self._failed_snapshots = 0
                     # Scratch is full, not staging: another machine may have more.
@@ -345,6 +348,7 @@ class Publisher:
             self._again(current)
             self._on_trouble(outcome)
         else:
+            self.in_vain |= {current.finished.step} if outcome.error == "BadCheckpoint" else set()
             discard(current.snapshot)
             if not self._taken_anew(outcome, current):
                 self._on_trouble(outcome)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from agent.keeper import Ended, Keeper
 from agent.loop import Loop, Timer, steady
@@ -199,6 +200,8 @@ class Training:
         before_that, self._looked_at = self._looked_at, steady()
         try:
             stat = self._files.progress.stat()
+            if not S_ISREG(stat.st_mode):  # to open a pipe would be to wait
+                return
             seen, before = (stat.st_ino, stat.st_mtime_ns, stat.st_size), self._progress_seen
             if seen == before:
                 return

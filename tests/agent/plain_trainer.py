@@ -7,7 +7,7 @@ mute (says nothing of its steps), pad_mb (of each checkpoint), prefix (of its ch
 run's is), forgetful (begins anew whatever it should resume), in_place (writes checkpoints under
 their final names), lose_at (removes all checkpoints when a file `lose` is there, and crashes),
 wandb_fails (as W&B's client does when it is online without a network), stumbles (its first start lacks a file after one step, its
-second one ends at once without a word).
+second one ends at once without a word), leads_out (a link in each checkpoint leads out of it), pipe (its progress file is a named pipe).
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def save(step: int, state: str) -> None:
         time.sleep(number("save_s"))
     (making / "state.json").write_text(json.dumps({"step": step, "state": state}))
     (making / "empty").mkdir()
+    if "leads_out" in OPTIONS:
+        (making / "data").symlink_to(ROOT.parent)
     if "pad_mb" in OPTIONS:
         (making / "pad").write_bytes(b"\1" * int(1e6 * number("pad_mb")))
     time.sleep(number("save_s"))
@@ -83,6 +85,9 @@ def train() -> None:
     workers = start_workers(int(number("workers")))
     starts = stumble() if "stumbles" in OPTIONS else 0
     print(f"training from {step}", flush=True)
+    if "pipe" in OPTIONS:
+        os.mkfifo(os.environ["SEGUE_PROGRESS_FILE"])
+        os.environ["SEGUE_PROGRESS_FILE"] = os.devnull
     with Path(os.environ["SEGUE_PROGRESS_FILE"]).open("a") as progress:
         while step < last:
             if step + 1 == int(number("lose_at")):

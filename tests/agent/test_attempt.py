@@ -112,6 +112,20 @@ def test_a_start_is_not_judged_by_the_lines_of_the_one_before(tmp_path: Path) ->
     assert "FileNotFoundError: data" in attempt.handover()["last_lines"]
 
 
+def test_checkpoints_that_can_never_be_published_do_not_cost_the_whole_slot(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, args=("leads_out=1", "step_s=0.01"), save_interval=10)
+    with run.attempt() as attempt:
+        assert attempt.end() == 78, attempt.log()
+    assert "checkpoints in a row could not be published, and waiting does not help" in attempt.log()
+    assert "leads out of the checkpoint" in attempt.handover()["reason"]
+
+
+def test_a_progress_file_that_is_no_file_holds_up_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=40, args=("pipe=1", "step_s=0.01"), save_interval=10)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+
+
 def test_checkpoints_that_vanish_from_scratch_are_restored_from_staging(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=40, args=("lose_at=25",), save_interval=10)
     with run.attempt() as attempt:
