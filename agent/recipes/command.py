@@ -95,6 +95,21 @@ def shape(job: JobConfig) -> Shape:
     )
 
 
+def _alone(checkpoints: str, job: JobConfig) -> None:
+    """BadInput unless the directory of the checkpoints holds nothing else: it is emptied before one is restored."""
+    for entry in (*([job.code] if job.code is not None else []), *job.inputs):
+        if Path(entry.target).is_relative_to(checkpoints):
+            what = "the code" if entry is job.code else f"the input {entry.name!r}"
+            raise BadInput(
+                f"{_SAY}.checkpoints: {checkpoints!r} holds {what}, and it is emptied before a checkpoint is restored; "
+                f"name a directory of its own (checkpoints, {entry.target}/checkpoints)"
+            )
+    if Path(checkpoints).parts[:1] in ((), (".segue",), ("logs",)):
+        raise BadInput(
+            f"{_SAY}.checkpoints: {checkpoints!r} belongs to the agent; name a directory of its own (checkpoints)"
+        )
+
+
 def _words(options: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = options.get(key) or []
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
@@ -145,11 +160,7 @@ class Command(Recipe):
     def configure(self, job: JobConfig) -> None:
         """What this program can be told is in its options."""
         found = shape(job)
-        if job.code is not None and Path(job.code.target).is_relative_to(found.checkpoints):
-            raise BadInput(
-                f"{_SAY}.checkpoints: {found.checkpoints!r} holds the code, and it is emptied before a checkpoint is restored; "
-                f"name a directory of its own (checkpoints, {job.code.target}/checkpoints)"
-            )
+        _alone(found.checkpoints, job)
         for word in (job.python, *job.args, *found.first, *found.resume):
             self.fill(word, dict.fromkeys(FIELDS, ""))
         self._line = found.progress

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.config import InputArchive
 from agent.errors import BadInput, SegueError
 from agent.recipes.base import Progress, Start
 from agent.recipes.command import Command
@@ -120,6 +122,21 @@ def test_a_directory_of_checkpoints_that_holds_the_code_is_refused(scratch: Path
     with pytest.raises(BadInput, match=r"trainer\.options\.checkpoints: .* holds the code"):
         Command().configure(start(scratch, {"checkpoints": directory}, code=CODE).job)
     Command().configure(start(scratch, {"checkpoints": "code/outputs"}, code=CODE).job)
+
+
+def test_a_directory_of_checkpoints_that_holds_an_input_is_refused(scratch: Path) -> None:
+    """A restart would empty it, and the trainer would not find its data any more."""
+    job = start(scratch, {"checkpoints": "data"}).job
+    job = replace(job, inputs=(InputArchive("set", "set.tar", "0", 1, "data/set"),))
+    with pytest.raises(BadInput, match=r"trainer\.options\.checkpoints: .* holds the input 'set'"):
+        Command().configure(job)
+    Command().configure(replace(job, options={"checkpoints": "data/set/out"}))
+
+
+@pytest.mark.parametrize("directory", [".", ".segue", ".segue/out", "logs"])
+def test_a_directory_of_checkpoints_that_is_the_agents_is_refused(scratch: Path, directory: str) -> None:
+    with pytest.raises(BadInput, match=r"trainer\.options\.checkpoints: .* belongs to the agent"):
+        Command().configure(start(scratch, {"checkpoints": directory}).job)
 
 
 def test_a_program_of_the_code_that_travels_is_found_where_it_runs(scratch: Path) -> None:
