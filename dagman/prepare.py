@@ -272,15 +272,20 @@ def placed(run_toml: Path, key: str, error: BadInput) -> BadInput:
     return BadInput(f"{run_toml}: {key}: {text.removeprefix(f'{key}: ')}")
 
 
+def check_staging_path(run_toml: Path, staging: Path) -> None:
+    """BadInput when the path of staging can stand in no submit description."""
+    try:
+        check_path(staging, "its path", ANOTHER_STAGING)
+    except BadInput as error:
+        raise BadInput(f"{run_toml}: staging: {error}") from None
+
+
 def check_staging(asked: Asked) -> None:
     """BadInput when staging should be visible from here and is missing or read-only, or its path can stand in no submit description."""
     spec, site, staging = asked.spec, asked.site, asked.staging
     if spec.agent.checkpoint_exit:
         return
-    try:
-        check_path(staging, "its path", ANOTHER_STAGING)
-    except BadInput as error:
-        raise BadInput(f"{asked.run_toml}: staging: {error}") from None
+    check_staging_path(asked.run_toml, staging)
     visible = spec.staging is not None or not site.access_points or site.is_here()
     if not visible:
         return

@@ -6,7 +6,6 @@ verified later. Unpacking is handed in: the reader of archives belongs to the jo
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
@@ -35,6 +34,8 @@ Unpack = Callable[[Path, Path], Manifest]
 FINAL = "final"
 NEWEST = "newest"
 _WORK = ".segue-pull"
+# Beside a directory for each run, whose name never begins with a dot.
+_LOCK, _UNPACKED = ".lock", ".unpacked"
 _DIGEST_BYTES = 80  # of a manifest's end: its own SHA-256 and what stands around it
 _MARK = re.compile(r"\.(.+)\.segue-manifest\.json")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -213,7 +214,7 @@ def _working_directory(to: Path) -> Iterator[Path]:
     work = to / _WORK
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
+        lock = (work / _LOCK).open("w")
     except OSError as error:
         raise SegueError(f"{work}: cannot be made ({error.strerror}): give another directory with --to") from error
     with lock:
@@ -236,7 +237,7 @@ def _fetch(
     watch: Watch,
     note: str,
 ) -> Pulled:
-    unpacked = work / "unpacked"
+    unpacked = work / _UNPACKED
     _remove(unpacked)
     arrived = _arrived(place, archive, where, work)
     _check_room(archive, arrived, work, place.sends())
@@ -277,11 +278,11 @@ def _fetch(
         note = note or replaced
     finally:
         _remove(unpacked)
-    if place.sends():
-        _remove(work)
-    else:
-        with contextlib.suppress(OSError):
-            _remove(work)
+    try:
+        _clear(work, where.spec.name)
+    except OSError:
+        if place.sends():
+            raise
     action = "fetched" if place.sends() else "unpacked"
     return Pulled(
         target, archive.name, manifest.step, manifest.label, manifest.epoch, archive.bytes, action, arrived, note
@@ -293,6 +294,13 @@ def _incoming(where: Destination, work: Path) -> Path:
     directory = work / where.spec.name
     directory.mkdir(exist_ok=True)
     return directory
+
+
+def _clear(work: Path, run: str) -> None:
+    """What a broken pull of another run left stays: that goes on from it."""
+    _remove(work / run)
+    if not any(path.is_dir() for path in work.iterdir()):
+        _remove(work)
 
 
 def _arrived(place: Place, archive: RunArchive, where: Destination, work: Path) -> int:

@@ -20,7 +20,7 @@ from agent.store.budget import Room, Usage
 from dagman import code as checkouts
 from dagman.inputs import Recorded, examine, read_record, same_source, state_of, write_record
 from dagman.paths import absolute, beside
-from dagman.prepare import record_path, requests
+from dagman.prepare import check_staging_path, record_path, requests
 from dagman.shipping.place import Place
 from dagman.shipping.survey import INPUTS, Limits, Survey, partial_name, rooms, tightest, too_small
 from dagman.shipping.where import Destination, opened, unusable
@@ -146,6 +146,7 @@ def stage(
         raise BadInput(
             f"{where.run_toml}: is the copy that `segue dag` made, its sources are named from somewhere else: give your own run.toml"
         )
+    check_staging_path(where.run_toml, where.staging)  # what no job could be told is not worth an upload
     wanted = sources(where, with_code)
     if not wanted:
         raise BadInput(f"{where.run_toml}: data: nothing to stage: name a `dataset`, `assets` or `code`")

@@ -122,6 +122,23 @@ def test_what_an_earlier_pull_left_of_another_archive_does_no_harm(run: Run, tmp
     assert tree(Path(run.json("pull", "--to", str(there(run)))["directory"])) == OPENPI
 
 
+def test_what_a_broken_pull_of_another_run_left_stays(run: Run, tmp_path: Path) -> None:
+    archive(run.staging, tmp_path, step=100, label="100")
+    arriving = there(run) / ".segue-pull" / "another" / "another-000000100.tar"
+    arriving.parent.mkdir(parents=True)
+    arriving.write_bytes(b"half")
+    assert run.json("pull", "--to", str(there(run)))["action"] == "fetched"
+    assert arriving.read_bytes() == b"half"
+
+
+def test_run_may_have_any_name(run: Run, tmp_path: Path) -> None:
+    for name in ("lock", "unpacked"):
+        run.write(name=f'"{name}"')
+        archive(run.staging, tmp_path, step=100, label="100", run=name)
+        assert tree(Path(run.json("pull", "--to", str(there(run)))["directory"])) == OPENPI
+    assert names(there(run)) == ["checkpoints"]
+
+
 @pytest.mark.parametrize("place", ["a file's bytes", "the manifest", "cut short"])
 def test_a_damaged_archive_puts_nothing_in_place(run: Run, tmp_path: Path, place: str) -> None:
     path = archive(run.staging, tmp_path, step=100, label="100")

@@ -69,6 +69,15 @@ def test_the_netid_may_stand_before_the_host(run: Run) -> None:
     assert f"/staging/{run.server.user[0]}/{run.server.user}" in run.segue("stage", expect=2)
 
 
+def test_staging_of_which_no_job_could_be_told(run: Run) -> None:
+    place = run.staging.parent / "our lab"
+    place.mkdir()
+    run.write(staging=f'"{place}"')
+    said = run.segue("stage", expect=2)
+    assert "staging:" in said and "which DAG and submit files cannot carry in a path" in said
+    assert list(place.iterdir()) == []
+
+
 def test_staging_that_may_not_be_written(run: Run) -> None:
     run.staging.chmod(0o555)
     if run.server.small is None and os.geteuid() == 0:
