@@ -48,7 +48,7 @@ def fates(rng: random.Random, seed: int) -> list[Fate]:
                 fate.crash = rng.randrange(1, 12)
         if together and rng.random() < 0.5:
             fate.stall, fate.stall_calls = rng.randrange(1, 200), rng.randrange(50, 400)
-            fate.stall_at = rng.choice(("", "", "rename", "link"))
+            fate.stall_at = rng.choice(("", "rename", "rename", "link"))
             if fate.stall_at:
                 fate.stall = rng.randrange(1, 5)
         if rng.random() < 0.3:

@@ -132,6 +132,7 @@ class Attempt:
         self._changed = changed
         self._publishes = publishes
         self._rng = random.Random(world.rng.random())
+        self._tries = random.Random(f"{world.seed} {number} tries again")
         self._calls = 0
         self._of_name: dict[str, int] = {}
         self._dead = False
@@ -288,32 +289,38 @@ class Attempt:
         key = (claim.epoch, step)
         source = f"{self.scratch}/{step}"
         world.written[key] = self._train(source)
+        metadata = Metadata(step, str(step), "reference", metrics={"loss": self._rng.random()})
+        for left in reversed(range(self._tries.choice((1, 2, 3)))):  # as the agent, which keeps the snapshot
+            try:
+                self._publish_and_prune(claim, Path(source), metadata)
+                return
+            except Superseded:
+                raise
+            except StoreError:
+                if not left and self._rng.random() < 0.5:
+                    self._enter("prune")
+                    self.store.prune(claim, world.rule)
+
+    def _publish_and_prune(self, claim: Claim, source: Path, metadata: Metadata) -> None:
+        world = self.world
         newer = max(world.claimed)
         alone = sum(1 for one in self._scheduler._attempts if not one.over) <= 1
-        metadata = Metadata(step, str(step), "reference", metrics={"loss": self._rng.random()})
-        try:
-            self._enter("publish")
-            commit = self.store.publish(claim, Path(source), metadata, retention=world.rule)
-            world.acknowledged.append(key)
-            if newer > claim.epoch:
-                world.wrong(
-                    "I4", f"epoch {claim.epoch} published {commit.name} although epoch {newer} owned the run before"
-                )
-            if alone and world.budget.bytes is not None:
-                used = usage(Client(world.disk, "looker"), ROOT)
-                if used.bytes > world.budget.bytes or used.items > (world.budget.items or 0):
-                    world.wrong("I5", f"{used} exceed {world.budget}")
-            if self._rng.random() < 0.8:
-                self._enter("prune")
-                self.store.prune(claim, world.rule)
-            self._enter("heartbeat")
-            self.store.heartbeat(claim)
-        except Superseded:
-            raise
-        except StoreError:
-            if self._rng.random() < 0.5:
-                self._enter("prune")
-                self.store.prune(claim, world.rule)
+        self._enter("publish")
+        commit = self.store.publish(claim, source, metadata, retention=world.rule)
+        world.acknowledged.append((claim.epoch, metadata.step))
+        if newer > claim.epoch:
+            world.wrong(
+                "I4", f"epoch {claim.epoch} published {commit.name} although epoch {newer} owned the run before"
+            )
+        if alone and world.budget.bytes is not None:
+            used = usage(Client(world.disk, "looker"), ROOT)
+            if used.bytes > world.budget.bytes or used.items > (world.budget.items or 0):
+                world.wrong("I5", f"{used} exceed {world.budget}")
+        if self._rng.random() < 0.8:
+            self._enter("prune")
+            self.store.prune(claim, world.rule)
+        self._enter("heartbeat")
+        self.store.heartbeat(claim)
 
     def _train(self, source: str) -> Tree:
         disk = self.world.disk

@@ -204,6 +204,42 @@ def prune_trusts_names_that_are_not_durable() -> Iterator[None]:
         yield
 
 
+class _UnsyncedAfterRename(_Unsynced):
+    """A file system whose directory syncs do nothing once something was renamed."""
+
+    def __getattr__(self, name: str) -> Any:
+        whole = getattr(self._fs, name)
+        if name == "rename":
+            self.renamed = True
+        return _nothing if name == "sync_directory" and "renamed" in vars(self) else whole
+
+
+@contextmanager
+def data_goes_before_its_name_is_durably_gone() -> Iterator[None]:
+    whole = retention.prune_commits
+
+    def prune(fs: FileSystem, *rest: Any) -> list[names.Commit]:
+        return whole(_UnsyncedAfterRename(fs), *rest)  # type: ignore[arg-type]
+
+    with _replaced((front, "prune_commits", prune)):
+        yield
+
+
+@contextmanager
+def swept_before_its_name_is_durably_gone() -> Iterator[None]:
+    """Too rare for random histories, like the one above: test_histories.py plays the one that matters."""
+    whole = retention.sweep_leftovers
+
+    with _replaced((front, "sweep_leftovers", lambda fs, *rest: whole(_Unsynced(fs), *rest))):
+        yield
+
+
+@contextmanager
+def a_commit_that_is_there_counts_without_a_sync() -> Iterator[None]:
+    with _replaced((front, "acknowledge", _nothing)):
+        yield
+
+
 @contextmanager
 def a_bad_read_is_a_bad_commit() -> Iterator[None]:
     with _replaced((front, "twice", lambda attempt: attempt())):
@@ -271,6 +307,8 @@ MUTANTS = (
     fingerprint_ignored,
     budget_ignored,
     claim_directories_not_synced,
+    data_goes_before_its_name_is_durably_gone,
+    a_commit_that_is_there_counts_without_a_sync,
     a_bad_read_is_a_bad_commit,
     an_ill_disk_is_an_empty_one,
     no_good_commit_is_no_commit,

@@ -38,6 +38,9 @@ class Node:
     attributes: dict[str, bytes] = field(default_factory=dict)
 
 
+FREED = "freed"
+"""A change of a file's data: its last name was removed. A disk that loses power may have done this and not the change of the name."""
+
 Names = tuple[tuple[str, "Node | None"], ...]
 """One atomic change of a directory: names with what they are from now on (None: absent)."""
 
@@ -99,6 +102,8 @@ class Disk:
             seen.add(node.number)
             todo.extend(node.entries.values())
             todo.extend(node.synced_entries.values())
+            if node.kind == "directory":  # what only a call that may be lost has named or removed
+                todo.extend(one for _, names in node.unsynced for _, one in names if one is not None)  # type: ignore[attr-defined]
             if any(client is None or who == client for who, _ in node.unsynced):
                 if node.kind == "directory":
                     self._lose_names(node, client)
@@ -124,7 +129,7 @@ class Disk:
         left: list[tuple[str, object]] = []
         for who, change in node.unsynced:
             if client is None or who == client:
-                change = self._torn(change)
+                change = self._torn(change, client)
                 if change is None:
                     continue
                 node.synced_data = bytes(changed(bytearray(node.synced_data), change))
@@ -134,10 +139,12 @@ class Disk:
         node.data = data
         node.unsynced = left
 
-    def _torn(self, change: object) -> object | None:
+    def _torn(self, change: object, client: str | None) -> object | None:
         luck = self.rng.random()
-        if luck < 0.4:
+        if luck < 0.4 or (change is FREED and client is not None):
             return None
+        if change is FREED:
+            return 0
         if luck < 0.7 or isinstance(change, int):
             return change
         offset, data = change  # type: ignore[misc]
@@ -153,7 +160,9 @@ def apply(entries: dict[str, Node], names: Names) -> None:
 
 
 def changed(data: bytearray, change: object) -> bytearray:
-    """A write (offset, bytes) or a new size (int) done to a file's data."""
+    """A write (offset, bytes) or a new size (int) done to a file's data; FREED leaves it to whoever has it open."""
+    if change is FREED:
+        return data
     if isinstance(change, int):
         if change < len(data):
             del data[change:]
@@ -326,7 +335,7 @@ class Client:
         if replaced is node:
             return
         if replaced is not None:
-            replaced.links -= 1
+            self._unlinked(replaced)
         if source is target:
             self.disk.change(self.name, source, ((old_name, None), (new_name, node)))
         else:
@@ -344,13 +353,19 @@ class Client:
         self.disk.change(self.name, parent, ((name, node),))
         self.after("link", new)
 
+    def _unlinked(self, node: Node) -> None:
+        """One name less. With the last one the data goes; who has it open reads on."""
+        node.links -= 1
+        if node.links == 0:
+            node.unsynced.append((self.name, FREED))
+
     def unlink(self, path: str) -> None:
         self.before("unlink", path)
         parent, name = self._parent(path)
         node = parent.entries.get(name)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        node.links -= 1
+        self._unlinked(node)
         self.disk.change(self.name, parent, ((name, None),))
         self.after("unlink", path)
 

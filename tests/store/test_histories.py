@@ -11,7 +11,12 @@ import pytest
 
 from agent.store import Claimant, Metadata, Retention, Store
 from tests.store.history import ROOT, play
-from tests.store.mutants import MUTANTS, caught_by, prune_trusts_names_that_are_not_durable
+from tests.store.mutants import (
+    MUTANTS,
+    caught_by,
+    prune_trusts_names_that_are_not_durable,
+    swept_before_its_name_is_durably_gone,
+)
 from tests.store.simulated_disk import Client, Dead, Disk
 
 SEEDS = 3000
@@ -86,3 +91,34 @@ def test_a_prune_makes_durable_what_it_counts_before_anything_goes(
     lost = [steps for steps in left if len(steps) < 2]
     assert bool(lost) == (mutant is prune_trusts_names_that_are_not_durable)
     assert all(30 in steps or 20 in steps for steps in left)
+
+
+def damaged_after_a_sweep(seed: int) -> list[str]:
+    """Commits that are not whole when the power fails after a sweep of what another process un-referenced, which died before its sync."""
+    disk = Disk(random.Random(seed))
+    disk.place("/staging", None)
+    disk.place("/scratch", None)
+    first = Client(disk, "first")
+    store = Store(Path(ROOT), fs=first, workers=0)
+    claim = store.claim(Claimant(), {})
+    for step in (10, 20, 30):
+        disk.place(f"/scratch/{step}", None)
+        disk.place(f"/scratch/{step}/weights", b"x")
+        store.publish(claim, Path(f"/scratch/{step}"), Metadata(step, str(step)))
+    dies_at(first, 1, "rename")
+    with suppress(Dead):
+        store.prune(claim, Retention())
+    second = Store(Path(ROOT), fs=Client(disk, "second"), workers=0)
+    second.sweep(second.claim(Claimant(), {}))
+    disk.lose(None)
+    return [one.name for one in second.commits() if second.verify(one)]
+
+
+def test_a_sweep_makes_durable_what_a_prune_un_referenced_before_it_goes() -> None:
+    assert [damaged_after_a_sweep(seed) for seed in range(30)] == [[]] * 30
+    assert any(map(damaged_with_a_hasty_sweep, range(30)))
+
+
+def damaged_with_a_hasty_sweep(seed: int) -> list[str]:
+    with swept_before_its_name_is_durably_gone():
+        return damaged_after_a_sweep(seed)

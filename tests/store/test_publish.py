@@ -15,7 +15,19 @@ from pathlib import Path
 import pytest
 
 from agent.bundle import build_agent
-from agent.store import BadCheckpoint, Budget, Cancelled, Claim, Claimant, Metadata, NoRoom, Retention, Store, snapshot
+from agent.store import (
+    BadCheckpoint,
+    Budget,
+    Cancelled,
+    Claim,
+    Claimant,
+    Metadata,
+    NoRoom,
+    Retention,
+    Store,
+    Superseded,
+    snapshot,
+)
 from agent.store.errors import CheckpointChanged, SnapshotUnreadable
 from agent.store.fs import PosixFileSystem
 from tests.store.trees import make_checkpoint
@@ -307,6 +319,48 @@ def test_a_run_that_comes_back_after_staging_was_away_takes_the_next_publish(sto
     (tmp_path / "away").rename(tmp_path / "staging")
     assert store.publish(claim, tmp_path / "source-20", Metadata(20, "20")).step == 20
     assert [one.step for one in store.commits()] == [20, 10]
+
+
+def test_an_attempt_that_is_superseded_while_it_writes_commits_nothing(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+
+    class Late(PosixFileSystem):
+        def sync(self, fd: int) -> None:
+            super().sync(fd)
+            store.claim(Claimant(), {})
+
+    source = make_checkpoint(tmp_path / "source", 10)
+    with pytest.raises(Superseded, match="epoch 1 is superseded: epoch 2"):
+        Store(store.root, fs=Late()).publish(claim, source, Metadata(10, "10"))
+    assert listing(store) == []
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["nothing", "another file"])
+def test_a_rename_that_finds_nothing_to_rename_is_no_commit(store: Store, tmp_path: Path, other: bool) -> None:
+    """A newer owner has swept it. Only what was written, found under the final name, tells that the request was repeated."""
+    claim = store.claim(Claimant(), {})
+    final = store.root / "checkpoints" / "000000010.e000001.tar"
+    if other:
+        final.write_bytes(bytes(1024))
+
+    class Late(PosixFileSystem):
+        def rename(self, old: str, new: str) -> None:
+            store.sweep(store.claim(Claimant(), {}))
+            super().rename(old, new)
+
+    source = make_checkpoint(tmp_path / "source", 10)
+    with pytest.raises(Superseded):
+        Store(store.root, fs=Late()).publish(claim, source, Metadata(10, "10"))
+    assert listing(store) == [final.name] * other
+
+
+def test_what_is_not_whole_under_the_final_name_is_not_taken_for_the_commit(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+    final = store.commits()[0].path
+    final.write_bytes(final.read_bytes()[:-512])
+    store.publish(claim, tmp_path / "source-10", Metadata(10, "10"))
+    assert store.verify(store.commits()[0]) == []
 
 
 DISCARDING = """

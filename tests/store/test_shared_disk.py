@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.store import BadArchive, Budget, Claim, Claimant, FingerprintChanged, Metadata, Retention, Store
+from agent.store import (
+    BadArchive,
+    Budget,
+    Claim,
+    Claimant,
+    FingerprintChanged,
+    Metadata,
+    Retention,
+    Store,
+    StoreUnavailable,
+)
 from agent.store.budget import Room, rooms
 from agent.store.errors import CommitGone
 from agent.store.fs import PosixFileSystem, Stat
@@ -362,6 +372,40 @@ def test_an_error_of_reading_and_then_a_bad_read_do_not_make_a_commit_bad(store:
     store.fs = Unlucky()
     found = store.restore(tmp_path / "back", report=said.append)
     assert found is not None and (found.commit.step, said) == (10, [])
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+def test_only_an_io_error_may_be_of_one_commit_alone(store: Store, tmp_path: Path, number: int) -> None:
+    """Anything else is the mount's: another machine may read the newest one, and the steps since the older one are not lost."""
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10, 20)
+
+    class Ill(PosixFileSystem):
+        def open(self, path: str) -> int:
+            if path.endswith("000000020.e000001.tar"):
+                raise OSError(number, os.strerror(number), path)
+            return super().open(path)
+
+    (tmp_path / "back").mkdir()
+    with pytest.raises(StoreUnavailable, match=r"000000020\.e000001\.tar"):
+        Store(store.root, fs=Ill()).restore(tmp_path / "back", report=lambda _text: None)
+    assert list((tmp_path / "back").iterdir()) == []
+
+
+def test_a_commit_that_vanishes_before_it_is_looked_at_makes_the_list_anew(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    publish(store, claim, tmp_path, 10)
+    happened: list[int] = []
+
+    class Late(PosixFileSystem):
+        def stat(self, path: str) -> Stat:
+            if path.endswith(".tar") and not happened:
+                happened.append(1)
+                publish(store, claim, tmp_path, 20, 30)
+                store.prune(claim, Retention())
+            return super().stat(path)
+
+    assert [one.step for one in Store(store.root, fs=Late()).commits()] == [30, 20]
 
 
 class Repeating(PosixFileSystem):
