@@ -34,7 +34,7 @@ def _open(run: str) -> tuple[str, Store, RunPlace | None]:
         raise SegueError(
             f"staging {job.staging} is not mounted here: ask where it is, on an access point or on the transfer host"
         )
-    store = Store(place.store, budget=Budget(job.budget.bytes, job.budget.items))
+    store = Store(place.store, budget=Budget(job.budget.bytes, job.budget.items), quotas=asked())
     return job.run, store, place
 
 

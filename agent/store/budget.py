@@ -44,29 +44,29 @@ class Usage:
 
 
 def usage(fs: FileSystem, path: str) -> Usage:
-    """Bytes and items of ``path`` with itself, by walking it; a path that does not exist has none."""
-    try:
-        found = fs.stat(path)
-    except FileNotFoundError:
-        return Usage(0, 0)
-    if found.kind != "directory":
-        return Usage(found.size, 1)
-    total, items = 0, 1
-    try:
-        below = fs.names(path)
-    except FileNotFoundError:
-        return Usage(0, 0)
-    for name in below:
-        part = usage(fs, f"{path}/{name}")
-        total += part.bytes
-        items += part.items
+    """Bytes and items of ``path`` with itself, by walking it; what does not exist has none."""
+    total = items = 0
+    todo = [path]
+    while todo:
+        here = todo.pop()
+        try:
+            found = fs.stat(here)
+            below = fs.names(here) if found.kind == "directory" else []
+        except FileNotFoundError:
+            continue
+        items += 1
+        total += found.size if found.kind != "directory" else 0
+        todo.extend(f"{here}/{name}" for name in below)
     return Usage(total, items)
 
 
 def ceph_rooms(fs: FileSystem, path: str) -> list[Room]:
-    """What the quotas of CephFS on ``path`` and the directories above it leave, the nearest first. One that cannot be asked is passed over."""
+    """What the quotas of CephFS on ``path`` and the directories above it leave, the nearest first. One that cannot be asked is passed over.
+
+    The directories above where the data lies: a link in the path has no quota.
+    """
     found = []
-    parts = path.rstrip("/").split("/")
+    parts = fs.real_path(path).rstrip("/").split("/")
     for depth in range(len(parts), 0, -1):
         above = "/".join(parts[:depth]) or "/"
         try:
@@ -127,11 +127,12 @@ def quotas_room(text: str, path: str) -> Room | None:
 def rooms(fs: FileSystem, root: str, budget: Budget, quotas: str | None = None) -> list[Room]:
     """All bounds that count, the most trusted first."""
     found = ceph_rooms(fs, root)
-    if not found and quotas and (room := quotas_room(quotas, root)) is not None:
+    real = fs.real_path(root)
+    if not found and quotas and (room := quotas_room(quotas, root) or quotas_room(quotas, real)) is not None:
         found.append(room)
     trusted = bool(found)
     if budget.bytes is not None or budget.items is not None:
-        used = usage(fs, root)
+        used = usage(fs, real)
         found.append(
             Room(
                 "the run's budget",

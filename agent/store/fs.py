@@ -36,7 +36,7 @@ class Space(NamedTuple):
 
 
 class FileSystem(Protocol):
-    """Single calls. No method follows a symbolic link in the last part of a path."""
+    """Single calls. No method but ``real_path`` follows a symbolic link in the last part of a path."""
 
     def names(self, path: str) -> list[str]: ...
     def stat(self, path: str) -> Stat: ...
@@ -65,6 +65,7 @@ class FileSystem(Protocol):
     def get_attribute(self, path: str, name: str) -> bytes | None: ...
     def set_attribute(self, path: str, name: str, value: bytes) -> None: ...
     def space(self, path: str) -> Space: ...
+    def real_path(self, path: str) -> str: ...
 
 
 _KINDS = {modes.S_IFREG: "file", modes.S_IFDIR: "directory", modes.S_IFLNK: "link"}
@@ -206,6 +207,10 @@ class PosixFileSystem:
         result = os.statvfs(path)
         return Space(result.f_bavail * result.f_frsize, result.f_favail if result.f_files else None)
 
+    def real_path(self, path: str) -> str:
+        """Where the path leads when every link in it is followed."""
+        return os.path.realpath(path)
+
 
 def write_all(fs: FileSystem, fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset``, however short the single writes are."""
@@ -255,14 +260,18 @@ def read_file(fs: FileSystem, path: str, limit: int = 1 << 20) -> bytes:
 
 def remove_tree(fs: FileSystem, path: str) -> None:
     """Remove a file, link or directory with all in it; nothing is followed. An absent path is fine."""
-    try:
-        kind = fs.stat(path).kind
-    except FileNotFoundError:
-        return
-    if kind != "directory":
-        fs.unlink(path)
-        return
-    fs.chmod(path, 0o700)
-    for name in fs.names(path):
-        remove_tree(fs, f"{path}/{name}")
-    fs.rmdir(path)
+    todo, directories = [path], []
+    while todo:
+        here = todo.pop()
+        try:
+            kind = fs.stat(here).kind
+        except FileNotFoundError:
+            continue
+        if kind != "directory":
+            fs.unlink(here)
+            continue
+        fs.chmod(here, 0o700)
+        directories.append(here)
+        todo.extend(f"{here}/{name}" for name in fs.names(here))
+    for directory in reversed(directories):
+        fs.rmdir(directory)

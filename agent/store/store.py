@@ -355,7 +355,10 @@ class Store:
                 # A quota that no look shows beforehand: NFS, or one of a whole group.
                 if not (no_room(error) and self._free(claim, retention)):
                     raise
-                self._write(claim, job, Pace(bytes_per_second, cancelled, progress))
+                if already_there(self.fs, job.final):  # it was the sync of its name that found no room
+                    acknowledge(self.fs, job)
+                else:
+                    self._write(claim, job, Pace(bytes_per_second, cancelled, progress))
             return as_commit(self.fs, job)
 
     def _write(self, claim: Claim, job: Plan, pace: Pace) -> None:

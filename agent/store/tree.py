@@ -68,11 +68,13 @@ def _relative(path: str) -> str:
 
 
 def _walk(fs: FileSystem, top: str, path: str, times: dict[str, float]) -> Iterator[Entry]:
-    entry = _entry(fs, top, path, times)
-    yield entry
-    if entry.kind == "directory":
-        for name in sorted(fs.names(f"{top}/{path}")):
-            yield from _walk(fs, top, f"{path}/{name}", times)
+    todo = [path]
+    while todo:
+        here = todo.pop()
+        entry = _entry(fs, top, here, times)
+        yield entry
+        if entry.kind == "directory":
+            todo.extend(f"{here}/{name}" for name in sorted(fs.names(f"{top}/{here}"), reverse=True))
 
 
 def _entry(fs: FileSystem, top: str, path: str, times: dict[str, float]) -> Entry:

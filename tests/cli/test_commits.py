@@ -62,6 +62,19 @@ def test_the_room_is_told_by_get_quotas_where_there_is_one(
     assert [one["source"] for one in told] == ["the file system"]
 
 
+def test_get_quotas_is_believed_whatever_names_the_run(
+    segue: Segue, run_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_toml.write_text(RUN)
+    assert segue("dag", run_toml).code == 0
+    staging = run_toml.parent / "staging"
+    Store(staging / "segue" / "run").claim(Claimant(), {})
+    monkeypatch.setattr("dagman.quotas.asked", lambda: f"{staging} 60 100 990 1000\n")
+    told = json.loads(segue("commits", run_toml, "--json").out)["room"]
+    assert told[0] == {"source": f"the quota of {staging} (get_quotas)", "bytes": 40_000_000_000, "items": 10}
+    assert "the file system" not in [one["source"] for one in told]
+
+
 def test_verify_exits_1_with_the_list_of_the_bad(root: Path) -> None:
     good = CliRunner().invoke(verify, [str(root)])
     assert (good.exit_code, good.stdout.count(": good")) == (0, 3)

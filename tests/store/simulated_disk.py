@@ -39,7 +39,8 @@ class Node:
 
 
 FREED = "freed"
-"""A change of a file's data: its last name was removed. A disk that loses power may have done this and not the change of the name."""
+"""A change of a file's data: its last name was removed. A disk that loses power may have done this and not the change of the name; a
+rename over another file is atomic."""
 
 Names = tuple[tuple[str, "Node | None"], ...]
 """One atomic change of a directory: names with what they are from now on (None: absent)."""
@@ -335,7 +336,7 @@ class Client:
         if replaced is node:
             return
         if replaced is not None:
-            self._unlinked(replaced)
+            replaced.links -= 1
         if source is target:
             self.disk.change(self.name, source, ((old_name, None), (new_name, node)))
         else:
@@ -353,19 +354,15 @@ class Client:
         self.disk.change(self.name, parent, ((name, node),))
         self.after("link", new)
 
-    def _unlinked(self, node: Node) -> None:
-        """One name less. With the last one the data goes; who has it open reads on."""
-        node.links -= 1
-        if node.links == 0:
-            node.unsynced.append((self.name, FREED))
-
     def unlink(self, path: str) -> None:
         self.before("unlink", path)
         parent, name = self._parent(path)
         node = parent.entries.get(name)
         if node is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        self._unlinked(node)
+        node.links -= 1
+        if node.links == 0:  # who has it open reads on
+            node.unsynced.append((self.name, FREED))
         self.disk.change(self.name, parent, ((name, None),))
         self.after("unlink", path)
 
@@ -411,3 +408,6 @@ class Client:
     def space(self, path: str) -> Space:
         self.before("space", path)
         return Space(self.free(), None)
+
+    def real_path(self, path: str) -> str:
+        return path

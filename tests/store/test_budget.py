@@ -43,6 +43,22 @@ def test_the_quota_of_the_nearest_directory_with_one_is_believed_first(tmp_path:
     assert found == [Room(f"the quota of {tmp_path}", 600, 43)]
 
 
+def test_a_staging_that_is_a_link_has_the_bounds_of_where_it_leads(tmp_path: Path) -> None:
+    """A link has no quota; what is above it says nothing of what is above the data."""
+    home = tmp_path / "volume" / "b" / "bbadger"
+    run = tmp_path / "bbadger" / "segue" / "run"
+    (home / "segue" / "run").mkdir(parents=True)
+    (home / "segue" / "run" / "weights").write_bytes(bytes(300))
+    (tmp_path / "bbadger").symlink_to(home)
+    ceph = CephFileSystem(home, ceph__quota__max_bytes=b"1000", ceph__dir__rbytes=b"400")
+    assert rooms(ceph, str(run), Budget()) == [Room(f"the quota of {home}", 600, None)]
+    for named in (home, tmp_path / "bbadger"):
+        told = rooms(PosixFileSystem(), str(run), Budget(), f"{named} 60 100 990 1000")
+        assert told == [Room(f"the quota of {named} (get_quotas)", 40_000_000_000, 10)]
+    (tmp_path / "moved").symlink_to(run)  # the run's directory itself
+    assert rooms(ceph, str(tmp_path / "moved"), Budget(bytes=1000))[1].bytes == 700
+
+
 def test_get_quotas_is_believed_where_ceph_shows_nothing() -> None:
     assert quotas_room(QUOTAS, "/staging/b/bbadger/segue/run") == Room(
         "the quota of /staging/b/bbadger (get_quotas)", 40_000_000_000, 10

@@ -195,6 +195,31 @@ def test_a_quota_that_shows_only_when_it_is_hit_prunes_what_retention_allows(sto
     assert [one.step for one in store.commits()] == [40, 30]
 
 
+def test_a_commit_whose_name_found_no_room_to_be_synced_is_not_written_again(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    for step in (10, 20, 30):
+        publish(store, claim, tmp_path, step)
+
+    class Full(PosixFileSystem):
+        written = 0
+        full = True
+
+        def rename(self, old: str, new: str) -> None:
+            self.written += old.endswith(".tmp")
+            super().rename(old, new)
+
+        def sync_directory(self, path: str) -> None:
+            if self.written and self.full:
+                self.full = False
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().sync_directory(path)
+
+    fs = Full()
+    publish(Store(store.root, fs=fs), claim, tmp_path, 40, retention=Retention())
+    assert (fs.written, fs.full) == (1, False)
+    assert [one.step for one in store.commits()] == [40, 30]
+
+
 def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_no_commit(store: Store, tmp_path: Path) -> None:
     """A hard link does not protect from a trainer that writes into the same file; half old, half new is no checkpoint."""
     claim = store.claim(Claimant(), {})

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.store import Claimant, Metadata, Store, snapshot
+from agent.store.budget import Usage, usage
+from agent.store.fs import PosixFileSystem, remove_tree
 from tests.store.trees import picture
 
 NAMES = st.one_of(
@@ -86,3 +88,26 @@ def test_a_hole_stays_a_hole(tmp_path: Path) -> None:
     found = (tmp_path / "back" / "sparse").stat()
     assert found.st_size == (64 << 20) + 3
     assert found.st_blocks * 512 < 4 << 20
+
+
+def test_a_very_deep_tree_comes_back(tmp_path: Path) -> None:
+    """Deeper than Python's stack: neither a snapshot nor its removal nor a walk for the budget may end in a traceback."""
+    deepest = "/".join("d" * 1200)
+    try:
+        path = f"{tmp_path}/t"
+        for name in ["", *deepest.split("/")]:
+            path = f"{path}/{name}".rstrip("/")
+            os.mkdir(path)  # noqa: PTH102
+        Path(path, "weights").write_bytes(b"deep")
+        (tmp_path / "staging").mkdir()
+        store = Store(tmp_path / "staging" / "segue" / "run")
+        snapshot(tmp_path / "t", ["d"], tmp_path / "snap")
+        store.publish(store.claim(Claimant(), {}), tmp_path / "snap", Metadata(1, "1"))
+        (tmp_path / "back").mkdir()
+        assert store.restore(tmp_path / "back") is not None
+        assert Path(tmp_path / "back", deepest, "weights").read_bytes() == b"deep"
+        assert usage(store.fs, str(tmp_path / "back")) == Usage(4, 1202)
+    finally:
+        for name in ("t", "snap", "back"):
+            remove_tree(PosixFileSystem(), str(tmp_path / name))
+    assert [one.name for one in tmp_path.iterdir()] == ["staging"]
