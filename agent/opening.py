@@ -35,6 +35,18 @@ def may_pass(outcome: Outcome) -> bool:
     return outcome.error == "StoreUnavailable" and outcome.value.get("errno") not in _LASTING
 
 
+def left_s(attempt: Attempt) -> float:
+    """Seconds in which a trainer could still do something."""
+    return max(0.0, attempt.deadline.usable - steady())
+
+
+def too_slow(attempt: Attempt) -> Outcome:
+    """Of what is not over when they have passed."""
+    spent = steady() - attempt.place.began
+    text = f"claim, restore and inputs were not over after {spent:.0f} of {attempt.limit_s:.0f} s: staging is slow here"
+    return Outcome({}, "Hung", text)
+
+
 def first_start(attempt: Attempt) -> Start:
     """What is known of a start before the run is opened."""
     place = attempt.place
@@ -66,7 +78,7 @@ class OpeningErrand:
         recipe, staging = self._recipe, self._staging
         start = first_start(self._attempt)
         root = recipe.checkpoint_root(start)
-        Errand(
+        self._errand = Errand(
             self._attempt.loop,
             lambda report: staging.open(root, report, lambda: recipe.finished(start)),
             self._over,
@@ -79,12 +91,15 @@ class OpeningErrand:
         self._outcome = outcome
 
     def wait(self) -> Outcome | None:
-        """What opening brought, in the end; None when a signal came first."""
+        """What opening brought, in the end; None when a signal came first. At the limit HTCondor may hold the job: it ends before."""
         attempt = self._attempt
         until = min(steady() + longest_wait_s(attempt.limit_s), attempt.deadline.usable)
         pause = _FIRST_PAUSE_S
         while True:
-            attempt.loop.run_until(lambda: self._outcome is not None or attempt.leaving)
+            over = time.monotonic() + left_s(attempt)
+            if not attempt.loop.run_until(lambda: self._outcome is not None or attempt.leaving, over):
+                self._errand.cancel()
+                return too_slow(attempt)
             outcome, left = self._outcome, until - steady()
             if attempt.leaving or outcome is None or left <= 0 or not may_pass(outcome):
                 return outcome

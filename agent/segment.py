@@ -19,7 +19,7 @@ from agent.doubts import doubt, due, looked
 from agent.errand import Errand, Outcome, Work, running
 from agent.learning import Learning
 from agent.loop import Timer, steady
-from agent.opening import OpeningErrand, first_start
+from agent.opening import OpeningErrand, first_start, left_s, too_slow
 from agent.pacing import cautious, from_carried, hopeful, landing_interval, last_step, restart_interval, save_interval
 from agent.processes import kill_below
 from agent.publishing import Publisher
@@ -163,10 +163,10 @@ class Segment:
         errand = Errand(
             self.loop, work, outcomes.append, report=self.opening.told, silent_s=_SILENT_S, low_priority=False
         )
-        self.loop.run_until(lambda: bool(outcomes) or self.attempt.leaving)
+        self.loop.run_until(lambda: bool(outcomes) or self.attempt.leaving, time.monotonic() + left_s(self.attempt))
         if not outcomes:
             errand.cancel()
-            return None
+            return None if self.attempt.leaving else too_slow(self.attempt)
         return outcomes[0]
 
     def _open(self) -> End | None:

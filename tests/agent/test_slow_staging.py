@@ -24,7 +24,7 @@ from agent.stopping import Stopping
 from agent.store import StoreUnavailable
 from agent.store.errors import RunGone
 from tests.agent.plain_recipes import Plain
-from tests.agent.support import Run, state_after
+from tests.agent.support import ROOT, Run, state_after
 from tests.agent.test_companions import place
 
 
@@ -286,3 +286,17 @@ def test_a_staging_that_stays_away_ends_the_attempt_when_its_patience_is_used(tm
     assert not run.staging.exists()
     assert longest_wait_s(43_200.0) == 300.0
     assert longest_wait_s(3_600.0) == 72.0
+
+
+@pytest.mark.parametrize(("slow", "args"), [("open", ()), ("restore_afresh", ("crash_at=5",))])
+def test_a_restore_that_takes_longer_than_the_class_ends_before_the_limit(
+    tmp_path: Path, slow: str, args: tuple[str, ...]
+) -> None:
+    """HTCondor would hold the job there."""
+    run = Run(tmp_path, limit_s=10.0, args=args, save_interval=50)
+    breaking = f"import agent.staging, time\nagent.staging.Staging.{slow} = lambda *given: time.sleep(1000)\n"
+    (tmp_path / "sitecustomize.py").write_text(breaking)
+    with run.attempt(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as attempt:
+        assert attempt.end() == 75, attempt.log()
+    assert "staging is slow here" in attempt.handover()["reason"]
+    assert attempt.handover()["ended"] - attempt.handover()["began"] < 10.0
