@@ -18,6 +18,8 @@ _CLOCK: int = getattr(
 )  # Linux alone has the first, but the rest imports anywhere
 _OFFSET_S = time.time() - time.clock_gettime(_CLOCK)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+"""Those that `nohup`, or a shell for what runs in its background, lets a program ignore stay ignored."""
 
 
 def steady() -> float:
@@ -58,7 +60,10 @@ class Loop:
         self.on_signal: Callable[[int], None] = lambda number: None
         self.on_child: Callable[[], None] = lambda: None
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _noticed) for number in SIGNALS}
+        ours = [
+            number for number in SIGNALS if number not in _OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN
+        ]
+        self._before = {number: signal.signal(number, _noticed) for number in ours}
 
     def close(self) -> None:
         """Give signals back to whoever had them before."""

@@ -26,6 +26,8 @@ _HEAD = 64 << 20
 _NEWEST = 16 << 20
 _PIECE = 1 << 20
 _LEFT_OUT = re.compile(rb"\n\xe2\x80\xa6 (\d+) bytes left out \xe2\x80\xa6\n")
+_COLOUR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""What colours a terminal, or moves about on it."""
 _HIDDEN = b"***"
 _SHORTEST_SECRET = 8
 _TROUBLE = ("Traceback (most recent call last)", "Fatal Python error")
@@ -238,7 +240,7 @@ class Output:
             self._line(line)
 
     def _line(self, line: bytes) -> None:
-        text = line[:_LONGEST_LINE].decode("utf-8", "replace").rstrip()
+        text = _COLOUR.sub("", line[:_LONGEST_LINE].decode("utf-8", "replace")).rstrip()
         if text:
             self._log.hear(text)
             self._on_line(text)

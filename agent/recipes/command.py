@@ -22,7 +22,7 @@ from agent.recipes.options import only_known, option
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _LOSS_LINE = r"(?i)(?:\b|_)step[ =:\[]+(?P<step>\d+)\b(?:.*?\bloss[ =:]+(?P<loss>[^\s,;]+))?"
-_BAR = re.compile(r"(?<!\d)(\d+)/(\d+) \[[\d:?]+<")
+_BAR = re.compile(r"(?<!\d)(\d{1,18})/(\d{1,18}) \[[\d:?]+<")
 """tqdm's: `12/200 [00:01<00:15, …`."""
 _SAY = "run.toml: trainer.options"
 

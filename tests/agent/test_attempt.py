@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -180,6 +181,15 @@ def test_sigterm_with_no_time_leaves_at_once(tmp_path: Path) -> None:
         attempt.process.terminate()
         assert attempt.end() == 75
     assert attempt.handover()["step"] % 30 == 0
+
+
+def test_under_nohup_the_end_of_the_terminal_ends_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=40, args=("wait_at=20",), save_interval=10)
+    with run.attempt(python=("nohup", sys.executable)) as attempt:
+        attempt.saw("published step 10")
+        attempt.process.send_signal(signal.SIGHUP)
+        (attempt.scratch / "go").touch()
+        assert attempt.end() == 0, attempt.log()
 
 
 def test_a_second_sigterm_leaves_now(tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_of_a_long_line_both_ends_are_kept(loop: Loop, tmp_path: Path) -> None:
     assert second == "short"
 
 
+def test_colours_are_no_part_of_a_line(loop: Loop, tmp_path: Path) -> None:
+    said = Said(loop, tmp_path / "log")
+    said.say(
+        b"\x1b[32mstep 12\x1b[0m loss \x1b[1;31m0.5\x1b[0m\n\x1b[1;35mOSError\x1b[0m: [Errno 28] no room\n\x1b[A\x1b[2K\n"
+    )
+    assert said.lines == ["step 12 loss 0.5", "OSError: [Errno 28] no room"]
+    assert list(said.log.last) == said.lines
+    assert b"\x1b[32mstep" in said.end()
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "_HEAD", 1000)
