@@ -94,6 +94,8 @@ class Publisher:
         self._withdrawing = 0
         self._committed_before: dict[int, int] = {}
         """For each step that was published here, what was the newest commit until then."""
+        self._unsure: set[int] = set()
+        """Steps of which a try failed and may have made the commit all the same: its answer was lost, or the sync after its rename failed."""
         self._secured_step = 0
         """Step of the newest checkpoint that is a commit, or of which there is a snapshot; its multiple has one."""
         self.finished_step = 0
@@ -217,7 +219,7 @@ class Publisher:
         for waiting in [waiting for waiting in self._waiting if waiting.finished.step == one.step]:
             self._waiting.remove(waiting)
             discard(waiting.snapshot)
-        if one.step in self._committed_before:
+        if one.step in self._committed_before or one.step in self._unsure:
             self._set_aside(one.step)
 
     def _set_aside(self, step: int) -> None:
@@ -231,7 +233,7 @@ class Publisher:
         def done(outcome: Outcome) -> None:
             self._withdrawing -= 1
             if outcome.ok:
-                self.torn[step] = outcome.value["aside"]
+                self.torn[step] = outcome.value["aside"] or self.torn[step]
             else:
                 self.stuck.append(step)
                 self._on_trouble(outcome)
@@ -342,7 +344,10 @@ class Publisher:
                 self._set_aside(current.finished.step)
         elif current.finished.step in self.torn:
             discard(current.snapshot)
+            if outcome.error not in _FINAL:
+                self._set_aside(current.finished.step)
         elif outcome.error not in _FINAL:
+            self._unsure.add(current.finished.step)
             if outcome.error == "RunGone" or outcome.value.get("own_budget"):
                 self.in_vain.add(current.finished.step)
             self._again(current)

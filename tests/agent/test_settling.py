@@ -106,6 +106,25 @@ def test_a_commit_of_what_is_written_later_is_withdrawn(watch: Watch) -> None:
     assert watch.publisher.committed_step == 10
 
 
+@pytest.mark.parametrize("when", ["before it fails", "after it failed"])
+def test_what_a_failed_publish_may_have_committed_is_withdrawn_when_it_is_torn(watch: Watch, when: str) -> None:
+    """Its answer was lost, or the sync after its rename failed: readers may find it."""
+    troubles: list[Outcome] = []
+
+    def lost(finished: Finished, snapshot: Path, report: Report) -> dict[str, Any]:
+        if when == "before it fails":
+            saved(watch.root, "10", ("more",))
+        raise OSError(5, "Input/output error")
+
+    vars(watch.publisher).update(_publish=lost, _on_trouble=troubles.append)
+    saved(watch.root, "10", ("weights",))
+    if when == "after it failed":
+        watch.until(lambda: troubles)
+        saved(watch.root, "10", ("more",))
+    watch.until(lambda: watch.publisher.in_place and watch.publisher.idle)
+    assert watch.withdrawn.read_text() == "10" and watch.publisher.torn == {10: "10.bad"}
+
+
 def test_one_that_is_renamed_may_be_deleted_replaced_and_have_a_growing_log_beside_it(watch: Watch) -> None:
     saved(watch.root, "10", ("weights", "more/weights"))
     watch.first_seen()
