@@ -11,7 +11,7 @@ from agent.attempt import Attempt
 from agent.errors import SegueError
 from agent.loop import steady
 from agent.publishing import Publisher
-from agent.recipes.base import Recipe
+from agent.recipes.base import Finished, Recipe, Start
 from agent.training import Training
 
 _DUE = 3
@@ -30,6 +30,14 @@ def looked(attempt: Attempt, what: str, look: Callable[[], None]) -> bool:
         )
         return False
     return True
+
+
+def lying_there(recipe: Recipe, start: Start) -> list[Finished]:
+    """The finished checkpoints in scratch; none where it cannot be looked at, so that one is restored."""
+    try:
+        return recipe.finished(start)
+    except OSError:
+        return []
 
 
 def due(attempt: Attempt) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
-from agent.doubts import doubt, due, looked
+from agent.doubts import doubt, due, looked, lying_there
 from agent.errand import Errand, Outcome, Work, running
 from agent.learning import Learning
 from agent.loop import Timer, steady
@@ -297,7 +297,8 @@ class Segment:
         """Decide: start again at once after a crash (None), or publish what is complete and end."""
         attempt = self.attempt
         self._book(training)
-        self.publisher.last_look(training.ended is not None and training.ended.exit_code == 0)
+        whole = training.ended is not None and training.ended.exit_code == 0
+        looked(attempt, "checkpoints", lambda: self.publisher.last_look(whole))
         self.loop.run_until(lambda: self.publisher.linked or attempt.leave_now)
         attempt.stepped |= max(training.step, self.publisher.finished_step) > training.start.resume_step
         end = self._never_found(training)
@@ -447,7 +448,7 @@ class Segment:
 
     def _resume_locally(self) -> End | None:
         """The next start goes on from the newest checkpoint in scratch; from staging where that one vanished."""
-        found = self.recipe.finished(self._start())
+        found = lying_there(self.recipe, self._start())
         if (found[-1].step if found else 0) < max(self.resume[0], self.publisher.committed_step):
             self._finish_publishing()  # its links may wait
             return self._superseded() or self._restore_again()

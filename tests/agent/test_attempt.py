@@ -17,7 +17,7 @@ import pytest
 
 from agent.config import Pace, Wandb
 from agent.processes import descendants
-from tests.agent.support import VERSIONS, Run, alive, interpreter, state_after, wait_for
+from tests.agent.support import ROOT, VERSIONS, Run, alive, interpreter, state_after, wait_for
 
 
 def test_a_run_completes_in_one_segment(tmp_path: Path) -> None:
@@ -125,6 +125,24 @@ def test_a_progress_file_that_is_no_file_holds_up_nothing(tmp_path: Path) -> Non
     run = Run(tmp_path, steps=40, args=("pipe=1", "step_s=0.01"), save_interval=10)
     with run.attempt() as attempt:
         assert attempt.end() == 0, attempt.log()
+
+
+def test_a_last_look_that_fails_loses_nothing_of_what_waits(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=40, args=("crash_at=25", "step_s=0.01"), save_interval=10)
+    breaking = """
+import agent.publishing
+look = agent.publishing.Publisher.last_look
+def once(self, whole):
+    agent.publishing.Publisher.last_look = look
+    raise PermissionError(13, "Permission denied", "checkpoints")
+agent.publishing.Publisher.last_look = once
+"""
+    (tmp_path / "sitecustomize.py").write_text(breaking)
+    with run.attempt(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as attempt:
+        assert attempt.end() == 78, attempt.log()
+    assert attempt.handover()["step"] == 20
+    assert "in step 25" in attempt.handover()["reason"]
+    assert any("looking at the trainer's checkpoints failed" in text for text in attempt.handover()["warnings"])
 
 
 def test_checkpoints_that_vanish_from_scratch_are_restored_from_staging(tmp_path: Path) -> None:
