@@ -21,6 +21,8 @@ FORMAT = 1
 LARGEST_MANIFEST = 64 << 20
 _LARGEST_NUMBER = 1 << 60
 _LINKS_FOLLOWED = 255
+_PARTS_FOLLOWED = 4_000_000
+_NOWHERE = -1
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255
 _SEARCH = 1 << 20
 _NO_DIGEST = "0" * 64
@@ -185,40 +187,68 @@ def unsafe(entries: Sequence[Entry]) -> list[str]:
             kinds[entry.path] = entry.kind
             if entry.kind == "link":
                 links[entry.path] = entry.target
+    return problems + _leading_out(links)
+
+
+def _leading_out(links: Mapping[str, str]) -> list[str]:
+    """What is wrong with the links of an archive, path → target. A few of them can lead through each other for hours, so all together have
+    so many parts to lead through, each found in one look.
+    """
+    places: dict[tuple[int, str], int] = {}
+    targets: dict[int, str] = {}
     for path, target in links.items():
-        if not _stays_inside(path, target, links):
+        place = 0
+        for part in path.split("/"):
+            place = places.setdefault((place, part), len(places) + 1)
+        targets[place] = target
+    problems: list[str] = []
+    left = _PARTS_FOLLOWED
+    for path, target in links.items():
+        inside, parts = _stays_inside(path, target, places, targets, left)
+        left -= parts
+        if left <= 0:
+            return [*problems, "its links lead through one another too often to be followed"]
+        if not inside:
             problems.append(f"link {path!r} to {target!r} leads out of the checkpoint")
     return problems
 
 
-def _stays_inside(path: str, target: str, links: Mapping[str, str]) -> bool:
-    """Follow a link as the kernel would, with the archive's own links in mind; a dangling end inside is fine.
+def _stays_inside(
+    path: str, target: str, places: Mapping[tuple[int, str], int], targets: Mapping[int, str], most: int
+) -> tuple[bool, int]:
+    """Follow a link as the kernel would, with the archive's own links in mind; a dangling end inside is fine. ``places``: (place, name) →
+    place, from 0, the root; ``targets`` of the places that are links. Also how many parts were looked at, ``most`` or a few more.
 
     The kernel gives up after 40 links, so what is still inside after more than that cannot be followed out.
     """
     if not target or target.startswith("/"):
-        return False
-    here = path.split("/")[:-1]
-    todo = target.split("/")
+        return False, 0
+    here = [0]
+    for part in path.split("/")[:-1]:
+        here.append(places[here[-1], part])
+    todo = target.split("/")[::-1]
+    parts = len(todo)
     followed = 0
-    while todo and followed <= _LINKS_FOLLOWED:
-        part = todo.pop(0)
+    while todo and followed <= _LINKS_FOLLOWED and parts < most:
+        part = todo.pop()
         if part in ("", "."):
             continue
         if part == "..":
-            if not here:
-                return False
+            if len(here) == 1:
+                return False, parts
             here.pop()
             continue
-        here.append(part)
-        further = links.get("/".join(here))
-        if further is not None:
-            if further.startswith("/"):
-                return False
-            here.pop()
-            todo = further.split("/") + todo
+        place = places.get((here[-1], part), _NOWHERE)
+        further = targets.get(place)
+        if further is None:
+            here.append(place)
+        elif further.startswith("/"):
+            return False, parts
+        else:
+            todo += further.split("/")[::-1]
+            parts += further.count("/") + 1
             followed += 1
-    return True
+    return True, parts
 
 
 def _unwritable(text: str) -> bool:

@@ -85,7 +85,7 @@ def plan(
         epoch,
         metadata.parent,
         metadata.recipe,
-        now,
+        max(0.0, now),  # a clock before 1970 would make a commit that no reader takes
         entries,
         dict(metadata.versions),
         dict(metadata.pace),

@@ -153,6 +153,10 @@ EVIL = {
     "device": ([Entry("evil", "device", 0o644)], "not a file"),
     "manifest's name": ([Entry("segue-manifest.json", "file", 0o644)], "like the manifest"),
     "long name": ([Entry("n" * 300, "file", 0o644)], "unsafe name"),
+    "links that lead through one another for hours": (
+        [Entry(f"l{i:03}", "link", 0o777, target=f"l{i + 1:03}/{'x/' * 1700}") for i in range(100)],
+        "too often to be followed",
+    ),
     "long target": ([Entry("a", "link", 0o777, target="b/" * 3000)], "unsafe name"),
     "zero byte": ([Entry("a\0b", "file", 0o644)], "unsafe name"),
 }

@@ -263,6 +263,13 @@ def test_what_is_rewritten_after_its_snapshot_is_no_commit_unless_it_was_copied(
         assert (tmp_path / "back" / "optimizer").read_bytes() == b"of step 10"
 
 
+@pytest.mark.parametrize("clock", [-5.0, 0.0, 4e12])
+def test_a_clock_that_is_wrong_makes_no_bad_commit(store: Store, tmp_path: Path, clock: float) -> None:
+    wrong = Store(store.root, clock=lambda: clock)
+    publish(wrong, wrong.claim(Claimant(), {}), tmp_path, 10)
+    assert store.verify(store.commits()[0]) == []
+
+
 @pytest.mark.parametrize("name", ["params/d/2.bin", "empty"])
 def test_files_of_two_saves_are_no_commit(store: Store, tmp_path: Path, name: str) -> None:
     """Each file is whole, but one was rewritten after it was read, or not looked at because it was empty."""
