@@ -190,6 +190,7 @@ def _run(words: list[str], archive: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         text=True,
         pass_fds=(theirs,),
+        start_new_session=True,  # Ctrl-C at the terminal is for us: while a Python starts, it answers with a traceback
     )
     os.close(theirs)
     try:

@@ -14,9 +14,18 @@ from types import FrameType
 
 from agent.errors import SegueError
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Once: Ctrl-C comes from the terminal, and once more from the command that ends by it."""
+    for each in _ENDING:
+        signal.signal(each, _nothing)
     raise KeyboardInterrupt
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Instead of SIG_IGN: of a signal that has arrived already Python would say that it was ignored."""
 
 
 def _watch(pipe: int) -> None:
@@ -26,13 +35,15 @@ def _watch(pipe: int) -> None:
 
 def main() -> int:
     """Run it; returns the exit code."""
-    from jobs.convert.conversion import convert
-    from jobs.convert.options import load
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    if len(sys.argv) > 2:
-        threading.Thread(target=_watch, args=(int(sys.argv[2]),), daemon=True).start()
     try:
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
+        if len(sys.argv) > 2:
+            threading.Thread(target=_watch, args=(int(sys.argv[2]),), daemon=True).start()
+        from jobs.convert.conversion import convert
+        from jobs.convert.options import load
+
         print(convert(load(sys.argv[1])).dump())
     except SegueError as error:
         print(f"segue: error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from agent.errors import SegueError
@@ -26,6 +27,7 @@ class Workers:
     def __init__(self, count: int, preload: Sequence[str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
+        _start_server()
         self._count = count
         self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
 
@@ -70,6 +72,16 @@ class Workers:
     def _end(self) -> None:
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):
             process.terminate()
+
+
+def _start_server() -> None:
+    """With SIGINT blocked, which it inherits: until it has imported what is preloaded, Ctrl-C would end it with a traceback."""
+    resource_tracker.ensure_running()  # else the server starts it, and that unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _applied(call: Callable[..., Result], *arguments: Any) -> Result:

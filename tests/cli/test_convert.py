@@ -84,3 +84,22 @@ def test_conversion_ends_with_the_command_however_that_ends(tmp_path: Path, numb
     gone, left = psutil.wait_procs(family, timeout=LIMIT_S)
     assert gone and not left
     assert number == signal.SIGKILL or list(temporary.iterdir()) == []
+
+
+def test_ctrl_c_reaches_no_python_that_is_still_starting(tmp_path: Path) -> None:
+    # A Python answers SIGINT with a traceback until it has come to our own lines.
+    text = f"trap 'echo Traceback >&2' INT\ntouch {tmp_path}/began\ncat /dev/fd/$4\nexit 130"
+    python = program(tmp_path / "python", text)
+    words = ["convert", str(tmp_path), "--repo-id", "x", "--out", str(tmp_path / "out"), "--python", str(python)]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = time.monotonic() + LIMIT_S
+    while not (tmp_path / "began").exists():
+        assert started.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does
+
+    assert started.communicate(timeout=LIMIT_S)[1] == ""
+    assert started.returncode == 130

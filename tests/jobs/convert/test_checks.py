@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from agent.errors import BadInput, SegueError
@@ -14,6 +16,7 @@ from jobs.convert import conversion, episode_job, package
 from jobs.convert.inspection import Inspection, good_ones, inspect, judge
 from jobs.convert.options import ConvertOptions, checked, load
 from jobs.convert.reader import reader_of, recognise
+from jobs.convert.workers import Workers
 from tests.jobs.convert import sources
 
 
@@ -356,3 +359,14 @@ def test_source_may_not_hold_its_own_result(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(BadInput, match="lies inside the source"):
         conversion.convert(asked)
     assert not list(source.glob("dataset*"))
+
+
+def test_server_of_the_workers_is_deaf_to_ctrl_c_from_its_beginning() -> None:
+    with Workers(1, []):
+        servers = [each for each in psutil.Process().children() if "forkserver" in " ".join(each.cmdline())]
+        assert servers
+        for server in servers:
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
+            assert int(blocked, 16) >> (signal.SIGINT - 1) & 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
