@@ -76,7 +76,9 @@ _RULES = (
     ),
     _rule(
         "gpu-lost",
-        r"\bXid\b[^,;]{0,30}: ?\d|fallen off the bus|uncorrectable ECC|ECC error|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL)"
+        # counts of none are a health check's
+        r"\bXid\b[^,;]{0,30}: ?(?!0\b)\d|(?:uncorrectable ECC|ECC error)(?!(?: ?errors?)?s? ?[:=] ?0\b)"
+        r"|fallen off the bus|device-side assert|CUDA_ERROR_(?:ECC|LAUNCH_FAILED|ILLEGAL)"
         r"|[Uu]nable to determine the device handle|GPU is lost|NVML.*Unknown Error",
         Verdict.ELSEWHERE,
         _GPU_LOST,

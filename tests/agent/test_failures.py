@@ -72,6 +72,8 @@ def test_any_other_crash_before_the_first_step_is_left_to_the_count_of_starts() 
         "WARNING: cache not written: No space left on device, going on without",
         "retrying: HTTP 503, Max retries exceeded is next",
         "mmap hint: Cannot allocate memory with huge pages, using small ones",
+        "health check: Xid errors: 0, uncorrectable ECC errors: 0",
+        "gpu0 volatile uncorrectable ECC = 0",
     ],
 )
 def test_what_is_only_mentioned_is_not_the_reason(line: str) -> None:
