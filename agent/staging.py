@@ -222,9 +222,9 @@ class Staging:
         if checkpoint_root.is_dir() and any(checkpoint_root.iterdir()):
             if not mark.exists():
                 raise BadInput(f"{checkpoint_root}: has files that are not this run's; start in an empty directory")
-            from shutil import rmtree
+            from agent.recipes.directories import remove
 
-            rmtree(checkpoint_root)
+            remove(checkpoint_root)
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
 
@@ -232,6 +232,9 @@ class Staging:
         """Remove what lies in ``checkpoint_root`` and restore the newest good commit."""
         from shutil import rmtree
 
+        from agent.recipes.directories import loosen
+
+        loosen(checkpoint_root)
         rmtree(checkpoint_root, ignore_errors=True)
         with self._there():  # no commit is read, but this run has been claimed: that would be a start at step 0
             return self._restore(self.store(), checkpoint_root, report)

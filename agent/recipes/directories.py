@@ -20,9 +20,17 @@ def numbered(root: Path) -> dict[int, str]:
         return {}
 
 
+def loosen(path: Path) -> None:
+    """Let what is below be removed: what a trainer copies into a checkpoint may be read-only, directories too."""
+    for directory, _, _ in os.walk(path) if not path.is_symlink() else ():
+        with suppress(OSError):
+            os.chmod(directory, 0o700)  # noqa: PTH101 (each directory of a checkpoint)
+
+
 def remove(path: Path) -> None:
     """Remove a directory, file or link."""
     if path.is_dir() and not path.is_symlink():
+        loosen(path)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

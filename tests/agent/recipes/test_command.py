@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from agent.errors import BadInput, SegueError
 from agent.recipes.base import Progress, Start
 from agent.recipes.command import Command
 from tests.agent.recipes.starts import CODE, python_at, saved, start_of, steps
+from tests.agent.support import ROOT
 
 
 @pytest.fixture
@@ -131,6 +134,28 @@ def test_a_directory_of_checkpoints_that_holds_an_input_is_refused(scratch: Path
     with pytest.raises(BadInput, match=r"trainer\.options\.checkpoints: .* holds the input 'set'"):
         Command().configure(job)
     Command().configure(replace(job, options={"checkpoints": "data/set/out"}))
+
+
+def test_leftovers_that_are_read_only_are_cleaned_too() -> None:
+    """As an ordinary user: root is refused nothing."""
+    code = """
+import os, tempfile
+from pathlib import Path
+from agent.recipes.directories import remove
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+top = Path(tempfile.mkdtemp())
+inner = top / "5.tmp" / "assets"
+inner.mkdir(parents=True)
+(inner / "file").touch()
+inner.chmod(0o555)
+inner.parent.chmod(0o555)
+remove(top)
+print(top.exists())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize("directory", [".", ".segue", ".segue/out", "logs"])
