@@ -67,6 +67,7 @@ def push(image: str, only_print: bool) -> None:
 def sif(checkout: Path | None, definition: Path | None, target: Path, only_print: bool) -> None:
     """Build an Apptainer image without Docker; Apptainer is fetched when it is not here."""
     # Apptainer and apt are not needed to print a command.
+    from cli.ending import clearing_up
     from dagman.pool.apptainer import find, mirror_arguments
 
     arguments: dict[str, str] = {}
@@ -83,7 +84,8 @@ def sif(checkout: Path | None, definition: Path | None, target: Path, only_print
     if only_print:
         click.echo(shlex.join(apptainer_command(definition, target, arguments, target.suffix != ".sif")))
         return
-    find(_say).build(definition, target, arguments, _say)
+    with clearing_up():
+        find(_say).build(definition, target, arguments, _say)
     click.echo(target)
     click.echo(f'next: [container] image = "{target}" in run.toml', err=True)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,17 +147,31 @@ def sandbox(definition: Path, report: Report = quiet) -> Path:
     return kept
 
 
+@contextlib.contextmanager
+def _builder(
+    command: Sequence[str], environment: Mapping[str, str], said: int, output: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, with all that it started: what it makes is removed then, and it would go on making it."""
+    with subprocess.Popen(
+        command, env=dict(environment), stdin=said, stdout=output, stderr=output, start_new_session=True
+    ) as builder:
+        try:
+            yield builder
+        finally:
+            if builder.poll() is None:
+                os.killpg(builder.pid, signal.SIGKILL)
+
+
 def _mapped(command: Sequence[str], environment: Mapping[str, str], output: int) -> int:
     """Run a build; as root in a user and mount namespace with every id mapped to itself. Its exit code."""
     if os.geteuid() != 0:
-        return subprocess.run(
-            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
-        ).returncode
+        with _builder(command, environment, subprocess.DEVNULL, output) as builder:
+            return builder.wait()
     # The shell waits until we have written the maps, then becomes the builder: a program started before them has no rights.
     waiting = ["unshare", "--user", "--mount", "--", "sh", "-c", 'read -r _ && exec "$@"', "sh", *command]
     # debootstrap makes no device nodes when it is told that it runs in such a namespace.
     told = {**environment, "container": "mmdebstrap-unshare"}
-    with subprocess.Popen(waiting, env=told, stdin=subprocess.PIPE, stdout=output, stderr=output) as builder:
+    with _builder(waiting, told, subprocess.PIPE, output) as builder:
         assert builder.stdin is not None
         here = Path("/proc/self/ns/user").readlink()
         while builder.poll() is None and Path(f"/proc/{builder.pid}/ns/user").readlink() == here:
