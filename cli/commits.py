@@ -48,6 +48,7 @@ def commits(run: str, as_json: bool) -> None:
     name, store, place = _open(run)
     found = store.commits()
     aside = store.set_aside()
+    left = store.leftover_bytes()
     rooms = store.rooms() if store.root.is_dir() else []
     if as_json:
         rows = [
@@ -66,6 +67,7 @@ def commits(run: str, as_json: bool) -> None:
             "store": str(store.root),
             "commits": rows,
             "set_aside": [path.name for path in aside],
+            "leftover_bytes": left,
             "room": [{"source": one.source, "bytes": one.bytes, "items": one.items} for one in rooms],
         }
         click.echo(json.dumps(data))
@@ -92,6 +94,12 @@ def commits(run: str, as_json: bool) -> None:
             typed if place is not None else "RUN_TOML"
         )  # the store's own directory does not say what a prune must keep
         click.echo(f"set aside as bad: {path.name} (segue prune {prunable} --set-aside removes it)", err=True)
+    if left:
+        click.echo(
+            f"{size(left)} are of publishes that were killed or are under way: the next attempt removes what is left of them; when no job of "
+            f"this run is alive, {store.leftovers_removal}",
+            err=True,
+        )
     for room in rooms:
         click.echo(f"room: {_said(room)}", err=True)
     if found:

@@ -7,6 +7,7 @@ the directory is the truth, so that any call may be the last.
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -107,12 +108,12 @@ class Store:
                 )
         except NoRoom as error:
             # Only the owner may remove them, and without a claim there is none: the last one may be alive.
-            left = leftover_bytes(self.fs, self._root)
+            left = self.leftover_bytes()
             if not left:
                 raise
             raise NoRoom(
                 f"{error}; {left} bytes are of publishes that were killed: when no job of this run is alive, "
-                f"rm {self._root}/{names.CHECKPOINTS}/.[0-9]*"
+                f"{self.leftovers_removal}"
             ) from error
         return self._claim
 
@@ -309,6 +310,15 @@ class Store:
                 return ""
             self.fs.sync_directory(directory)
             return name
+
+    def leftover_bytes(self) -> int:
+        """Room that publishes take which were killed or are under way; 0 where that cannot be seen."""
+        return leftover_bytes(self.fs, self._root)
+
+    @property
+    def leftovers_removal(self) -> str:
+        """The command with which a person gets that room back."""
+        return f"rm {shlex.quote(f'{self._root}/{names.CHECKPOINTS}')}/.[0-9]*"
 
     def set_aside(self) -> list[Path]:
         """Commits that were found bad; never read, never removed by segue on its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_the_room_is_told_by_get_quotas_where_there_is_one(
     tool.write_text("#!/bin/sh\nexit 1\n")
     told = json.loads(CliRunner().invoke(commits, [str(root), "--json"]).stdout)["room"]
     assert [one["source"] for one in told] == ["the file system"]
+
+
+def test_the_room_that_killed_publishes_hold_is_told(tmp_path: Path) -> None:
+    """Of a run that nobody starts again nothing else would tell it. The command can be pasted, whatever staging is called."""
+    (tmp_path / "my staging").mkdir()
+    store = Store(tmp_path / "my staging" / "segue" / "run")
+    claim = store.claim(Claimant(), {})
+    store.publish(claim, make_checkpoint(tmp_path / "10", 10), Metadata(10, "10"))
+    assert "publishes that were" not in CliRunner().invoke(commits, [str(store.root)]).stderr
+    left = store.root / "checkpoints" / ".000000020.e000001.abcdef.tmp"
+    left.write_bytes(bytes(3_000_000))
+    assert json.loads(CliRunner().invoke(commits, [str(store.root), "--json"]).stdout)["leftover_bytes"] == 3_000_000
+    said = CliRunner().invoke(commits, [str(store.root)]).stderr
+    line = next(line for line in said.splitlines() if "publishes that were" in line)
+    assert line.startswith("3.0 MB are of publishes that were killed or are under way")
+    subprocess.run(["bash", "-c", line.partition("alive, ")[2]], check=True)
+    assert not left.exists() and len(store.commits()) == 1
 
 
 def test_get_quotas_is_believed_whatever_names_the_run(
