@@ -24,6 +24,7 @@ from dagman.prepare import (
     Difference,
     accepting,
     ask,
+    is_staged,
     record_path,
     recorded_fingerprint,
     requests,
@@ -88,7 +89,7 @@ def _unstaged(asked: Asked) -> tuple[str, ...]:
     record, found = read_record(record_path(asked.run_toml)), []
     for one in requests(asked.spec, asked.run_toml):
         before = record.get(one.name)
-        if before is None or not before.staged or not same_source(before, one.source):
+        if before is None or not is_staged(asked, before) or not same_source(before, one.source):
             found.append(one.name)
         elif one.source.exists():
             now = _digest(one.name, one.source, members(one.source), record)

@@ -19,7 +19,7 @@ from agent.recipes.checks import check_dataset, is_lerobot_dataset
 from agent.store.claims import differences
 from dagman import openpi_stats, submit, workflow
 from dagman.code import Checkout
-from dagman.inputs import InputRequest, read_record, resolve_inputs
+from dagman.inputs import InputRequest, Recorded, read_record, resolve_inputs
 from dagman.paths import absolute, beside
 from dagman.plan import Plan, make_plan
 from dagman.runs import own_run_file
@@ -214,12 +214,18 @@ def wandb_key(asked: Asked, keep: bool = True) -> tuple[Path | None, list[str]]:
     return key, []
 
 
+def is_staged(asked: Asked, known: Recorded) -> bool:
+    """Whether the record says so, of the staging that run.toml names now; the site's own has another path for each account."""
+    place = f"{asked.staging}/segue/_inputs/{known.archive}"
+    return known.staged.endswith(place) if asked.spec.staging is not None else bool(known.staged)
+
+
 def _not_staged(asked: Asked, inputs: Sequence[InputArchive]) -> list[str]:
     """What is to be said of inputs of which no record says that they are in staging, where staging cannot be looked at from here."""
     if asked.staging.is_dir():
         return []
     record = read_record(record_path(asked.run_toml))
-    staged = {entry.archive for entry in record.values() if entry.staged}
+    staged = {entry.archive for entry in record.values() if is_staged(asked, entry)}
     absent = [one.name for one in inputs if not one.source and one.travels != "plain" and one.archive not in staged]
     if not absent:
         return []

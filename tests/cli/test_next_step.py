@@ -333,6 +333,19 @@ class TestWhatIsNotStaged:
         assert "data: not staged yet: dataset (changed since); jobs find nothing else" in asked.err
         assert next_of(asked.err).startswith(f"segue stage {run_toml}")
 
+    def test_what_was_staged_somewhere_else_is_staged_again_first(self, segue: Segue, run_toml: Path) -> None:
+        for name in ("data", "base"):
+            (run_toml.parent / name).write_text("x")
+        run_toml.write_text(self.CHTC)
+        assert segue("stage", run_toml, "--mounted").code == 0
+        (run_toml.parent / "group").mkdir()
+        run_toml.write_text(self.CHTC.replace('staging = "staging"', 'staging = "group"'))
+        asked = segue("plan", run_toml)
+        assert "data: not staged yet: dataset, base; jobs find nothing else" in asked.err
+        assert next_of(asked.err).startswith(f"segue stage {run_toml}")
+        assert segue("stage", run_toml, "--mounted").code == 0
+        assert "not staged" not in segue("plan", run_toml).err
+
     def test_access_point_that_does_not_see_staging_goes_by_the_record(
         self, segue: Segue, run_toml: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
