@@ -11,6 +11,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.cfg constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip >&2   # the resolver of Python 3.10's own pip does not come to an end
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pool,train,sim,wandb,convert,serve,test]' >&2
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openpi-client >&2   # its pins (numpy below 2) are not needed by the websocket client
 	@touch $@
@@ -27,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.halves
 
 # Every disturbance through the generated workflow with the reference trainer, twenty segments, a minute without staging: half an hour.
 faults: $(STAMP)

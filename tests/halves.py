@@ -1,0 +1,35 @@
+"""`python -m tests.halves`: the suite in two processes side by side.
+
+Tests marked `pool` mostly wait for a real HTCondor, the others mostly compute; together they take little longer than the longer half. The
+pool's half speaks when it has ended. Exit code 0 when both halves passed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+
+_PYTEST = (sys.executable, "-m", "pytest")
+# Both would write the same cache of what failed last.
+_POOL = (*_PYTEST, "-p", "no:cacheprovider", "-m", "pool")
+_OTHERS = (*_PYTEST, "-m", "not pool")
+
+
+def main(arguments: list[str]) -> int:
+    """Run both halves with ``arguments`` for pytest; returns the exit code."""
+    with tempfile.TemporaryFile() as said:
+        with subprocess.Popen([*_POOL, *arguments], stdout=said, stderr=subprocess.STDOUT) as pool:
+            try:
+                others = subprocess.run([*_OTHERS, *arguments]).returncode
+                code = pool.wait()
+            except KeyboardInterrupt:  # the terminal has told the other half too; it takes down its pools
+                pool.wait()
+                return 130
+        said.seek(0)
+        sys.stdout.write(said.read().decode(errors="replace"))
+    return others or code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
