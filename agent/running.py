@@ -36,7 +36,6 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
     try:
         try:
             os.chdir(place.scratch)
-            become_subreaper()
             attempt = Attempt(job, segment, queue_class, place, deadline, loop)
         except OSError as error:
             begun = Handover(job.run, segment, queue_class, job.steps, machine=place.machine, slot=place.slot)
@@ -47,6 +46,7 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         loop.on_child = _reaped
         segment_run: Segment | None = None
         try:
+            _inherit_orphans()
             recipe = recipe_named(job.recipe)
             recipe.configure(job)
             staging = Staging(job, store_root(job, place), segment, place, known_commit(handover_path))
@@ -68,6 +68,17 @@ def run(job: JobConfig, segment: int, queue_class: str, handover_path: Path) -> 
         kill_below(os.getpid(), seconds=5.0)
         loop.close()
         errand.running.clear()
+
+
+def _inherit_orphans() -> None:
+    """What the trainer leaves behind comes to us. SegueError where Python lacks the means."""
+    try:
+        become_subreaper()
+    except ImportError as error:
+        raise SegueError(
+            f"{sys.executable}: this Python has no ctypes ({error}), and the agent needs it: build it where libffi is, or let another python3 come "
+            "first in the image's PATH (docs/images.md)"
+        ) from error
 
 
 def _have_descriptors() -> None:

@@ -55,6 +55,15 @@ def test_what_fails_after_the_handover_changes_no_end(tmp_path: Path) -> None:
     assert "closing the attempt failed (RuntimeError: no thread)" in attempt.log()
 
 
+def test_a_python_without_ctypes_is_named(tmp_path: Path) -> None:
+    """One that was compiled where libffi was not there."""
+    run = Run(tmp_path, steps=20)
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ctypes'] = None\n")
+    with run.attempt(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as attempt:
+        assert attempt.end() == 78
+    assert f"{sys.executable}: this Python has no ctypes" in attempt.handover()["reason"]
+
+
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
 def test_an_agent_whose_standard_descriptors_are_closed_trains_all_the_same(tmp_path: Path, closed: str) -> None:
     run = Run(tmp_path, steps=20)
