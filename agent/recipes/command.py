@@ -24,6 +24,8 @@ _FIELD = re.compile(r"\{([a-z_]+)\}")
 _LOSS_LINE = r"(?i)(?:\b|_)step[ =:\[]+(?P<step>\d+)\b(?:.*?\bloss[ =:]+(?P<loss>[^\s,;]+))?"
 _BAR = re.compile(r"(?<!\d)(\d{1,18})/(\d{1,18}) \[[\d:?]+<")
 """tqdm's: `12/200 [00:01<00:15, …`."""
+_MOST_STEP, _MOST_TIMES = 1_000_000, 100
+"""A number beyond both, the second in times of the run's steps, is a date and no step: published, it would end the run."""
 _SAY = "run.toml: trainer.options"
 
 
@@ -244,10 +246,10 @@ class Command(Recipe):
             names = os.listdir(root)  # noqa: PTH208 (each tick of the agent)
         except FileNotFoundError:
             return []
-        found = []
+        found, most = [], max(_MOST_STEP, _MOST_TIMES * start.job.steps)
         for name in names:
             match = options.number.fullmatch(name)
-            if match is None or int(match[1]) + options.offset <= 0:
+            if match is None or not 0 < int(match[1]) + options.offset <= most:
                 continue
             extra = self._marked(root, name, options.marker)
             if extra is None:

@@ -83,6 +83,16 @@ def test_files_beside_the_checkpoints_travel(scratch: Path) -> None:
     assert Command().finished(job)[0].paths == ("10", "config.json")
 
 
+@pytest.mark.parametrize("name", ["20261127", "1764282330"])
+def test_a_date_is_no_step(scratch: Path, name: str) -> None:
+    """Published, it would be the run's last checkpoint."""
+    given = start(scratch)
+    root = Command().checkpoint_root(given)
+    for made in (name, "120"):
+        (root / made).mkdir(parents=True)
+    assert given.job.steps < 120 and steps(Command().finished(given)) == [120]
+
+
 def test_leftovers_are_cleaned_before_a_start(scratch: Path) -> None:
     job = start(scratch, {"clean": ["*.tmp"]})
     root = Command().checkpoint_root(job)
