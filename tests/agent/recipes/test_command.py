@@ -90,7 +90,7 @@ def test_a_date_is_no_step(scratch: Path, name: str) -> None:
     root = Command().checkpoint_root(given)
     for made in (name, "120"):
         (root / made).mkdir(parents=True)
-    assert given.job.steps < 120 and steps(Command().finished(given)) == [120]
+    assert given.job.steps < 120 and steps(Command().finished(given)) == [(120, "120")]
 
 
 def test_leftovers_are_cleaned_before_a_start(scratch: Path) -> None:
