@@ -48,7 +48,10 @@ class Ad:
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return None
 
     def text(self, name: str) -> str | None:
         """The value as text."""
@@ -86,7 +89,7 @@ def _evaluate(ad: Ad, name: str, depth: int) -> Value:
         reader = _Reader(ad, _tokens(expression), depth)
         value = reader.choice()
         return value if reader.at_end() else None
-    except _NotUnderstood:
+    except (_NotUnderstood, ArithmeticError, ValueError, RecursionError):
         return None
 
 

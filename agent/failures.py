@@ -199,7 +199,9 @@ def classify(
             f"the trainer was {ended.text}, which points to the machine or a foreign instruction set",
         )
     if ended.signal is not None and found is None:
-        return Failure("killed", Verdict.HERE, f"the trainer was {ended.text}")
+        memory = "when it comes again, raise request_memory: a machine that is short of memory kills so"
+        hint = memory if ended.signal == signal.SIGKILL else "its last lines may say more"
+        return Failure("killed", Verdict.HERE, f"the trainer was {ended.text}; {hint}")
     if found is not None:
         return found
     if ended.exit_code == 0:

@@ -59,3 +59,10 @@ def test_an_absent_file_is_an_empty_ad(tmp_path: Path) -> None:
 
 def test_division_by_zero_is_undefined() -> None:
     assert parse("A = 1 / 0\nB = A + 1\nC = 5 % 0").number("B") is None
+
+
+@pytest.mark.parametrize(
+    "expression", ["5 % 0.5", "9" * 400, "9" * 5000, "(" * 3000 + "1" + ")" * 3000, "int(1e400)", "round(1e999)"]
+)
+def test_what_cannot_be_computed_is_undefined_and_no_error(expression: str) -> None:
+    assert parse(f"MachineMaxVacateTime = {expression}\n").number("MachineMaxVacateTime") is None

@@ -317,6 +317,8 @@ def test_a_resumed_start_that_fails_at_once_is_tried_again() -> None:
 
 def test_signals() -> None:
     assert judge(Ended(None, signal.SIGKILL)).kind == "killed"
+    assert "request_memory" in judge(Ended(None, signal.SIGKILL)).sentence
+    assert "last lines" in judge(Ended(None, signal.SIGSEGV)).sentence
     assert judge(Ended(None, signal.SIGBUS)).verdict is Verdict.ELSEWHERE
     assert judge(Ended(None, signal.SIGKILL), out_of_memory=True).kind == "host-memory"
     assert judge(Ended(None, signal.SIGABRT), hung=True).kind == "hang"
