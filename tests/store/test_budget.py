@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.store import Budget, NoRoom
+from agent.store import Budget, Claimant, Metadata, NoRoom, Store
 from agent.store.budget import Room, quotas_room, require_room, rooms, usage
 from agent.store.fs import PosixFileSystem
+from tests.store.trees import make_checkpoint
 
 QUOTAS = """\
 Path                     Disk_Used(GB) Disk_Limit(GB) Files_Used File_Limit
@@ -125,3 +126,17 @@ def test_usage_counts_every_item_and_byte_below(tmp_path: Path) -> None:
     found = usage(PosixFileSystem(), str(tmp_path))
     assert found.items == 5 and found.bytes >= 3
     assert usage(PosixFileSystem(), str(tmp_path / "none")).items == 0
+
+
+def test_a_publish_keeps_within_each_bound_and_not_only_the_first(tmp_path: Path) -> None:
+    (tmp_path / "staging").mkdir()
+    wide = CephFileSystem(tmp_path / "staging", ceph__quota__max_bytes=b"1000000", ceph__dir__rbytes=b"0")
+    claim = Store(tmp_path / "staging" / "segue" / "run").claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10)
+    tight = Store(tmp_path / "staging" / "segue" / "run", fs=wide, budget=Budget(bytes=10_000))
+    with pytest.raises(NoRoom, match="the run's budget lacks"):
+        tight.publish(claim, source, Metadata(10, "10"))
+    full = CephFileSystem(tmp_path / "staging", ceph__quota__max_bytes=b"1000", ceph__dir__rbytes=b"0")
+    with pytest.raises(NoRoom, match=r"the quota of .*staging lacks"):
+        Store(tight.root, fs=full, budget=Budget(bytes=1_000_000)).publish(claim, source, Metadata(10, "10"))
+    assert Store(tight.root, fs=wide, budget=Budget(bytes=1_000_000)).publish(claim, source, Metadata(10, "10"))

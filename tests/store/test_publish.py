@@ -313,6 +313,21 @@ def test_a_source_that_cannot_be_opened_is_not_blamed_on_staging(store: Store, t
         Store(store.root, fs=Closed()).publish(claim, source, Metadata(10, "10"))
 
 
+def test_what_no_reader_would_restore_is_not_published(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), {})
+    source = make_checkpoint(tmp_path / "source", 10)
+    odd = source / "10" / "odd"
+    for target in (None, "../../outside", "/etc"):
+        os.mkfifo(odd) if target is None else odd.symlink_to(target)
+        complaint = "leads out of the checkpoint" if target else "a device, socket or pipe cannot be part"
+        with pytest.raises(BadCheckpoint, match=complaint):
+            store.publish(claim, source, Metadata(10, "10"))
+        with pytest.raises(BadCheckpoint, match=complaint):
+            snapshot(source, ["10"], tmp_path / "snap")
+        odd.unlink()
+    assert listing(store) == [] and not (tmp_path / "snap").exists()
+
+
 @pytest.mark.parametrize("call", ["open", "read_into"])
 def test_a_scratch_disk_that_fails_is_not_blamed_on_the_checkpoint(store: Store, tmp_path: Path, call: str) -> None:
     class Failing(PosixFileSystem):

@@ -133,6 +133,21 @@ def test_a_reader_without_a_claim_leaves_a_bad_commit_where_it_is(store: Store, 
     assert [one.step for one in store.commits()] == [20, 10]
 
 
+def test_what_another_reader_found_bad_is_put_aside_only_where_another_commit_reads_well(
+    store: Store, tmp_path: Path
+) -> None:
+    claim = store.claim(Claimant(), FINGERPRINT)
+    publish(store, claim, tmp_path, 10)
+    publish(store, claim, tmp_path, 20)
+    newest, older = store.commits()
+    flip(older.path, 6000)
+    assert store.put_aside(newest) is None
+    flip(older.path, 6000)
+    assert store.put_aside(newest) == f"{newest.name}.bad-e000001"
+    assert store.put_aside(older) is None
+    assert [one.name for one in store.commits()] == [older.name]
+
+
 def test_when_no_commit_is_good_all_stay_and_nothing_is_taken_for_nothing(store: Store, tmp_path: Path) -> None:
     claim = store.claim(Claimant(), FINGERPRINT)
     publish(store, claim, tmp_path, 10)
@@ -204,6 +219,17 @@ def test_a_changed_fingerprint_is_refused_field_by_field_unless_accepted(store: 
         store.claim(Claimant(), {"recipe": "reference", "dataset": "sha256:2"})
 
 
+def test_every_deliberate_change_stays_recorded(store: Store) -> None:
+    store.claim(Claimant(), FINGERPRINT)
+    for recipe in ("openpi", "lerobot"):
+        store.claim(Claimant(), {**FINGERPRINT, "recipe": recipe}, accept=["recipe"])
+        store.claim(Claimant(), {**FINGERPRINT, "recipe": recipe})
+    assert [(one["epoch"], one["before"], one["now"]) for one in store.records()[-1].accepted] == [
+        (2, "reference", "openpi"),
+        (4, "openpi", "lerobot"),
+    ]
+
+
 def test_run_json_keeps_the_first_fingerprint(store: Store) -> None:
     store.claim(Claimant(), FINGERPRINT)
     before = (store.root / "run.json").read_bytes()
@@ -234,6 +260,13 @@ def test_prune_keeps_newest_every_nth_and_best(store: Store, tmp_path: Path) -> 
     assert len(store.commits()) == 7
     assert [one.step for one in store.prune(claim, rule)] == [10, 40, 50]
     assert [one.step for one in store.commits()] == [70, 60, 30, 20]
+
+
+def test_prune_keeps_as_many_as_it_is_told(store: Store, tmp_path: Path) -> None:
+    claim = store.claim(Claimant(), FINGERPRINT)
+    for step in (10, 20, 30, 40, 50):
+        publish(store, claim, tmp_path, step)
+    assert [one.step for one in store.prune(claim, Retention(keep=4))] == [10]
 
 
 def test_prune_never_goes_below_two_good_commits_and_does_not_count_bad_ones(store: Store, tmp_path: Path) -> None:
