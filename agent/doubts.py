@@ -40,6 +40,17 @@ def lying_there(recipe: Recipe, start: Start) -> list[Finished]:
         return []
 
 
+def stopped(training: Training, finished: int) -> str:
+    """Why a segment ends whose trainer was asked to stop, and what it did not do."""
+    used, lost = "its time is used", training.step - finished
+    if lost <= 0:
+        return used
+    return (
+        f"{used}; the trainer ended when it was asked to and saved nothing after step {finished}, so {lost} steps are lost: let it save when "
+        "SEGUE_STOP_FILE appears, or leave stops_on_request out of run.toml (docs/recipes.md)"
+    )
+
+
 def due(attempt: Attempt) -> bool:
     """Whether the trainer must end, however well it trains."""
     return bool(attempt.superseded) or attempt.leaving or steady() >= attempt.deadline.usable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import exit_codes
 from agent.attempt import Attempt, End
-from agent.doubts import doubt, due, looked, lying_there
+from agent.doubts import doubt, due, looked, lying_there, stopped
 from agent.errand import Errand, Outcome, Work, running
 from agent.learning import Learning
 from agent.loop import Timer, steady
@@ -318,7 +318,7 @@ class Segment:
         if self.stopping.out_of_time:
             return self._time_used(self.stopping.out_of_time)
         if training.stop_asked is not None:
-            return self._time_used("its time is used")
+            return self._time_used(stopped(training, self.publisher.finished_step))
         return self._go_on_if_worthwhile()
 
     def _never_found(self, training: Training) -> End | None:

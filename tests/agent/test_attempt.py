@@ -104,6 +104,16 @@ def test_a_trainer_that_does_not_save_at_its_last_step_is_told_so(tmp_path: Path
     assert "SEGUE_LAST_STEP" in handover["reason"]
 
 
+def test_a_trainer_that_stops_without_the_save_it_was_asked_for_is_told_so(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=100_000, limit_s=6.0, args=("saves_until=10", "step_s=0.01"), save_interval=10)
+    with run.attempt() as attempt:
+        assert attempt.end() == 0, attempt.log()
+    handover = attempt.handover()
+    assert (handover["state"], handover["step"]) == ("time-used", 10)
+    assert f"asked to and saved nothing after step 10, so {attempt.step() - 10} steps are lost" in handover["reason"]
+    assert "SEGUE_STOP_FILE" in handover["reason"]
+
+
 def test_a_start_is_not_judged_by_the_lines_of_the_one_before(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=40, args=("stumbles=1", "step_s=0.01"), save_interval=10)
     with run.attempt() as attempt:
