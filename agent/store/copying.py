@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock, Thread
 from threading import enumerate as enumerate_threads
 
@@ -146,9 +147,14 @@ def each(tasks: Sequence[Callable[[memoryview], None]], workers: int, pace: Pace
 
     threads = [Thread(target=work, name="segue-copy", daemon=True) for _ in range(min(workers, len(todo)))]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
+        started = []
+        with suppress(RuntimeError):  # the machine or the job may have no more threads; those that run take all tasks
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+        if not started:
+            work()
+        for thread in started:
             thread.join()
     except BaseException:  # an interrupt: the caller will close what the workers write to
         pace.stop()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -117,8 +118,6 @@ def test_a_cancel_during_the_sync_still_commits_nothing(store: Store, tmp_path: 
 
 def test_an_interrupt_leaves_nothing_and_no_thread_that_goes_on_writing(store: Store, tmp_path: Path) -> None:
     """Ctrl-C in a caller: its descriptor's number may be another file's a moment later."""
-    import threading
-
     closed: list[int] = []
     late: list[int] = []
 
@@ -150,6 +149,25 @@ def test_an_interrupt_leaves_nothing_and_no_thread_that_goes_on_writing(store: S
     assert not [one for one in threading.enumerate() if one.name == "segue-copy"]
     assert late == []
     assert listing(store) == []
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_machine_without_threads_to_spare_publishes_and_restores(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int
+) -> None:
+    left = [there]
+    whole = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        whole(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    publish(store, store.claim(Claimant(), {}), tmp_path, 10)
+    left[0] = there
+    assert store.verify(store.commits()[0]) == []
 
 
 def test_what_a_killed_publisher_of_this_attempt_left_makes_room_for_the_next(store: Store, tmp_path: Path) -> None:
