@@ -15,7 +15,9 @@ from agent.config import InputArchive, JobConfig
 from agent.errors import BadInput
 from agent.pack import members
 from agent.recipes import recipe
+from agent.recipes.base import Start
 from agent.recipes.checks import check_dataset, is_lerobot_dataset
+from agent.recipes.options import option
 from agent.store.claims import differences
 from dagman import openpi_stats, submit, workflow
 from dagman.code import Checkout
@@ -44,6 +46,10 @@ DATASET_TARGETS = {
     "openpi-pytorch": ".cache/huggingface/lerobot/local/{name}",
     "lerobot": ".cache/huggingface/lerobot/local/{name}",
 }
+
+_NOWHERE = Path("/nonexistent")
+# Options that the nodes norm_stats and consolidate read, not the trainer's start.
+_OF_OTHER_NODES: dict[str, type] = {"norm_stats": bool, "norm_stats_frames": int, "asset_id": str, "bfloat16": bool}
 
 # (field, before, now)
 Difference = tuple[str, str | None, str | None]
@@ -74,7 +80,15 @@ def ask(run_toml: Path) -> Asked:
         plan = make_plan(spec, site)
         trainer = spec.trainer
         told = JobConfig(spec.name, "", spec.steps, trainer.recipe, args=trainer.args, options=trainer.options)
-        recipe(trainer.recipe).configure(told)
+        made = recipe(trainer.recipe)
+        made.configure(told)
+        if trainer.options:
+            # The words of a first start, for nobody: an option of the wrong type is found by who reads it, and here no GPU waits for it.
+            start = Start(told, _NOWHERE, 0, None, spec.steps, None, 0.0, epoch=1, gpus=1)
+            made.command(start)
+            made.environment(start)
+            for key, kind in _OF_OTHER_NODES.items():
+                option(told, key, kind, kind())
         staging = staging_of(spec, site, run_toml)
     except BadInput as error:
         raise BadInput(f"{run_toml}: {str(error).removeprefix('run.toml: ')}") from None

@@ -137,6 +137,26 @@ def test_option_that_the_recipe_does_not_have_is_refused_by_plan(tmp_path: Path)
         ask(tmp_path / "run.toml")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "seed = 1.5",
+        'fresh_seed = "false"',
+        "fsdp_devices = true",
+        "exp_name = 3",
+        "compile_cache = 1",
+        "bfloat16 = 1",
+        'norm_stats_frames = "all"',
+        "asset_id = 3",
+    ],
+)
+def test_option_of_the_wrong_type_is_refused_by_plan(option: str, tmp_path: Path) -> None:
+    text = initial_text("arm", "chtc", "pi0-lora")
+    (tmp_path / "run.toml").write_text(text.replace("[trainer.options]", f"[trainer.options]\n{option}"))
+    with pytest.raises(BadInput, match=rf"trainer\.options\.{option.split()[0]} is .*; it must be of type"):
+        ask(tmp_path / "run.toml")
+
+
 def test_reference_has_no_options(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(initial_text("arm", "local", None) + '[trainer.options]\nconfig = "x"\n')
     with pytest.raises(BadInput, match=r"trainer\.options\.config is unknown to recipe 'reference'; it has none"):
