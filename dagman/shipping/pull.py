@@ -93,12 +93,18 @@ def above(where: Destination, to: Path) -> Path:
         ("config", spec.trainer.options.get("config")),
         ("exp_name", spec.trainer.options.get("exp_name") or spec.name),
     ):
-        if not isinstance(value, str) or not _PLAIN.fullmatch(value):
+        if not isinstance(value, str) or not _is_below(value):
             raise BadInput(
                 f"{where.run_toml}: trainer.options.{key}: {value!r} is no name of a directory: OpenPI keeps checkpoints by it"
             )
         parts.append(value)
     return to.joinpath("checkpoints", *parts)
+
+
+def _is_below(value: str) -> bool:
+    """Whether it names a directory below another, whatever else OpenPI's users call their experiments."""
+    path = Path(value)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in value
 
 
 def directory_name(where: Destination, manifest: Manifest) -> str:

@@ -35,6 +35,16 @@ def test_openpis_final_archive_lies_where_openpis_server_looks(run: Run, tmp_pat
     assert names(target.parent) == [".99.segue-manifest.json", "99"]
 
 
+@pytest.mark.parametrize("name", ["stack blocks (2)", "arm/blocks"])
+def test_experiments_have_any_name_that_openpi_takes(run: Run, tmp_path: Path, name: str) -> None:
+    run.write(trainer=f'recipe = "openpi"\noptions = {{config = "pi05_lab", exp_name = "{name}"}}')
+    archive(run.staging, tmp_path, step=100, label="99", recipe="openpi")
+    directory = there(run) / "checkpoints" / "pi05_lab" / name / "99"
+    assert run.json("pull", "--to", str(there(run)))["directory"] == str(directory)
+    run.write(trainer='recipe = "openpi"\noptions = {config = "pi05_lab", exp_name = "../x"}')
+    assert "is no name of a directory" in run.segue("pull", "--to", str(there(run)), expect=2)
+
+
 def test_other_recipes_are_by_run_and_step(run: Run, tmp_path: Path) -> None:
     run.write(trainer='recipe = "lerobot"')
     archive(run.staging, tmp_path, step=100, label="000100", recipe="lerobot", files={"pretrained_model/x": b"1"})
