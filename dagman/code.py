@@ -79,10 +79,13 @@ def _listed(directory: Path) -> list[str] | None:
     return found
 
 
-def _untracked(directory: Path) -> str:
-    """Lines that stand before the diff: files that travel although no commit and no diff has them."""
-    names = _git(directory, "ls-files", "-z", "--others", "--exclude-standard") or ""
-    return "".join(f"# not tracked by git, sent as it is: {name}\n" for name in names.split("\0") if name)
+def _untracked(directory: Path, below: str = "") -> str:
+    """Lines that stand before the diff: files that travel although no commit and no diff has them, of submodules too."""
+    names = (_git(directory, "ls-files", "-z", "--others", "--exclude-standard") or "").split("\0")
+    tracked = (_git(directory, "ls-files", "-z", "--cached") or "").split("\0")
+    own = "".join(f"# not tracked by git, sent as it is: {below}{name}\n" for name in names if name)
+    inside = [name for name in tracked if name and (directory / name / ".git").exists()]
+    return own + "".join(_untracked(directory / name, f"{below}{name}/") for name in inside)
 
 
 def _asks_for_a_run(entry: Member) -> bool:
@@ -139,7 +142,8 @@ def read_checkout(directory: Path) -> Checkout:
     else:
         entries = _without_own(members(directory, only=names))
         describe = (_git(directory, "describe", "--always", "--dirty", "--tags", "--long") or "").strip()
-        changes = _git(directory, "diff", "HEAD", "--relative", "--no-color", "--no-ext-diff", "--no-textconv") or ""
+        plain = ("--relative", "--no-color", "--no-ext-diff", "--no-textconv")
+        changes = _git(directory, "diff", "HEAD", "--submodule=diff", *plain) or ""
         diff = _untracked(directory) + changes
     total = sum(entry.size for entry in entries)
     if total > MOST_BYTES:

@@ -110,6 +110,17 @@ def test_submodules_and_checkouts_inside_travel_too(checkout: Path, tmp_path: Pa
     assert not [name for name in found if ("/.git" in name and not name.endswith(".gitignore")) or "skipped" in name]
 
 
+def test_changes_in_a_submodule_are_told_too(checkout: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", str(checkout), "other")
+    git(checkout, "submodule", "add", "-q", str(tmp_path / "other"), "libs")
+    git(checkout, "commit", "-q", "-m", "libs")
+    (checkout / "libs" / "train.py").write_text("print(3)\n")
+    (checkout / "libs" / "new.py").write_text("")
+    found = read_checkout(checkout)
+    assert "+print(3)" in found.diff
+    assert "# not tracked by git, sent as it is: libs/new.py\n" in found.diff
+
+
 def test_checkout_inside_that_git_cannot_read_is_named(checkout: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", str(checkout), "other")
     git(checkout, "submodule", "add", "-q", str(tmp_path / "other"), "libs")
