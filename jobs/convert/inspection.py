@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from agent.errors import BadInput
 from jobs.convert.options import ConvertOptions
 from jobs.convert.pictures import Size, check
-from jobs.convert.reader import BadEpisode, Episode, EpisodeRef, as_bad_episode, reader_of
+from jobs.convert.reader import BadEpisode, Episode, EpisodeRef, as_bad_episode, reader_of, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ def _inspected(ref: EpisodeRef, episode: Episode, options: ConvertOptions) -> In
             (first, _), (other, where) = list(sizes.items())[:2]
             raise BadEpisode(f"camera {name!r} changes from {_size(first)} to {_size(other)} at frame {where}")
         cameras[names[name]] = next(iter(sizes))
-    task = episode.task or options.default_task
+    task = episode.task or text(options.default_task)
     if not task:
         raise BadEpisode("has no task of its own; give one with --default-task")
     vectors = {names[name]: values.shape[1] for name, values in episode.vectors.items()}

@@ -157,9 +157,11 @@ def test_nothing_left_is_an_error_even_when_bad_ones_may_be_skipped(tmp_path: Pa
 
 
 def test_episode_without_instruction_asks_for_one(tmp_path: Path) -> None:
-    found = inspections(sources.lab(tmp_path / "lab", episodes=1), default_task=None)
+    source = sources.lab(tmp_path / "lab", episodes=1)
 
-    assert found[0].problem == "has no task of its own; give one with --default-task"
+    for given in (None, " "):
+        found = inspections(source, default_task=given)
+        assert found[0].problem == "has no task of its own; give one with --default-task"
 
 
 def test_other_joints_in_one_aloha_episode_are_named(tmp_path: Path) -> None:
