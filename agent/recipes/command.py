@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def _alone(checkpoints: str, job: JobConfig) -> None:
         )
 
 
+def _leftovers_only(clean: Sequence[str], pattern: str) -> None:
+    """BadInput where `clean` would remove finished checkpoints before each start, the restored one too."""
+    for name in (pattern.replace("{step}", digits) for digits in ("1", "250", "0001000", "20000000")):
+        for one in clean:
+            if fnmatchcase(name, one):
+                raise BadInput(
+                    f"{_SAY}.clean: {one!r} means finished checkpoints too ({name}), and would remove the one to resume from"
+                )
+
+
 def _words(options: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = options.get(key) or []
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
@@ -163,6 +174,7 @@ class Command(Recipe):
         """What this program can be told is in its options."""
         found = shape(job)
         _alone(found.checkpoints, job)
+        _leftovers_only(found.clean, option(job, "pattern", str, "{step}"))
         for word in (job.python, *job.args, *found.first, *found.resume):
             self.fill(word, dict.fromkeys(FIELDS, ""))
         self._line = found.progress

@@ -16,7 +16,7 @@ from agent.config import JobConfig
 from agent.recipes import checks, environment
 from agent.recipes.base import Finished, Progress, Recipe, Start
 from agent.recipes.directories import numbered, remove, thin_out
-from agent.recipes.options import leave_alone, named, only_known, option
+from agent.recipes.options import at_least_one, leave_alone, named, only_known, option
 from agent.wandb_run import KEPT_BELOW, LEROBOT_OUTPUT, OFFLINE_RUN, WANDB_FILES
 
 OPTIONS = ("program", "fixed_schedule", "log_freq")
@@ -52,6 +52,7 @@ class LeRobot(Recipe):
         """Options are known, arguments leave alone what the recipe sets."""
         only_known(job, OPTIONS)
         leave_alone(job, _TAKEN)
+        at_least_one(job, "log_freq")
         self.sets_last_step = self.ends_by_steps(job)
 
     def output(self, start: Start) -> Path:

@@ -21,7 +21,7 @@ from agent.recipes import checks, environment
 from agent.recipes.base import Finished, Progress, Recipe, Start
 from agent.recipes.directories import numbered, remove
 from agent.recipes.openpi_stats import CONFIGS, needs_own
-from agent.recipes.options import leave_alone, named, only_known, option
+from agent.recipes.options import at_least_one, leave_alone, named, only_known, option
 
 OPTIONS = (
     "config",
@@ -79,6 +79,12 @@ class OpenPIBase(Recipe):
         only_known(job, OPTIONS)
         self.config(job)
         leave_alone(job, _TAKEN)
+        at_least_one(job, "norm_stats_frames", "fsdp_devices")
+        asset = option(job, "asset_id", str, "")
+        if asset.startswith("/") or ".." in asset.split("/"):
+            raise BadInput(
+                f"run.toml: trainer.options.asset_id is {asset!r}; it must name a directory below assets/{self.config(job)}"
+            )
 
     # --- places ---------------------------------------------------------------------------------------------------
 

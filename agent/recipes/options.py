@@ -19,6 +19,13 @@ def option(job: JobConfig, key: str, kind: type[T], default: T) -> T:
     raise BadInput(f"run.toml: trainer.options.{key} is {value!r}; it must be of type {kind.__name__}")
 
 
+def at_least_one(job: JobConfig, *keys: str) -> None:
+    """BadInput for one of these options that is given and is no number from 1 on."""
+    for key in keys:
+        if option(job, key, int, 1) < 1:
+            raise BadInput(f"run.toml: trainer.options.{key} is {job.options[key]}; it must be at least 1")
+
+
 def only_known(job: JobConfig, known: tuple[str, ...]) -> None:
     """BadInput for an option that the recipe does not have: a misspelt one would be ignored in silence."""
     for key in job.options:

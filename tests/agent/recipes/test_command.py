@@ -241,3 +241,24 @@ def test_code_that_travels_is_where_the_program_runs(scratch: Path) -> None:
     job = start(scratch, code=CODE)
     assert Command().working_directory(job) == scratch / "code"
     assert Command().environment(job)["PYTHONPATH"].split(":")[0] == str(scratch / "code")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "clean", "refused"),
+    [
+        ("{step}", "*", True),
+        ("{step}", "[0-9]*", True),
+        ("step_{step}", "step_*", True),
+        ("step_{step}.pt", "*.pt", True),
+        ("{step}", "*.tmp", False),
+        ("step_{step}", "step_*.tmp", False),
+        ("step_{step}", "*-partial", False),
+    ],
+)
+def test_what_is_cleaned_is_no_finished_checkpoint(scratch: Path, pattern: str, clean: str, refused: bool) -> None:
+    job = start(scratch, {"pattern": pattern, "clean": [clean]}).job
+    if not refused:
+        Command().configure(job)
+        return
+    with pytest.raises(BadInput, match=r"trainer.options.clean: .* would remove the one to resume from"):
+        Command().configure(job)

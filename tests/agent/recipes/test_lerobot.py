@@ -184,3 +184,8 @@ def test_agent_knows_whether_steps_end_a_segment(scratch: Path) -> None:
     act.configure(start(scratch).job)
     diffusion.configure(start(scratch, args=("--policy.type=diffusion",)).job)
     assert (act.sets_last_step, diffusion.sets_last_step) == (True, False)
+
+
+def test_lines_are_at_least_one_step_apart(scratch: Path) -> None:
+    with pytest.raises(BadInput, match=r"trainer.options.log_freq is -3; it must be at least 1"):
+        LeRobot().configure(start(scratch, {"log_freq": -3}).job)

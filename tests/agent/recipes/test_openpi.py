@@ -258,3 +258,18 @@ def test_norm_stats_of_the_run_go_before_those_of_the_checkout(scratch: Path) ->
 def test_recipe_is_found_by_its_name() -> None:
     assert isinstance(recipe("openpi"), OpenPI)
     assert replace(Progress(1), step=2).step == 2
+
+
+@pytest.mark.parametrize("key", ["norm_stats_frames", "fsdp_devices"])
+def test_counts_begin_at_one(scratch: Path, key: str) -> None:
+    OpenPI().configure(start(scratch, {key: 1}).job)
+    for wrong in (0, -1):
+        with pytest.raises(BadInput, match=rf"trainer.options.{key} is {wrong}; it must be at least 1"):
+            OpenPI().configure(start(scratch, {key: wrong}).job)
+
+
+@pytest.mark.parametrize("asset", ["../x", "/x", "a/../../x"])
+def test_an_asset_id_stays_below_the_configs_assets(scratch: Path, asset: str) -> None:
+    with pytest.raises(BadInput, match=r"trainer.options.asset_id is .* below assets/pi0_lab"):
+        OpenPI().configure(start(scratch, {"asset_id": asset}).job)
+    OpenPI().configure(start(scratch, {"asset_id": "lab/fold..1"}).job)
