@@ -7,13 +7,16 @@ copy is needed to learn the digest. Unpacking verifies the whole archive before 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import shutil
 import stat
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -21,6 +24,8 @@ from typing import IO, Any
 from agent.errors import BadInput, ReadDamaged, SegueError
 from agent.store.tree import as_name, as_text
 
+_UNLOCKED_S = 60.0
+"""A file so young may not have its lock yet."""
 _PIECE = 1 << 20
 # Names as bytes, whatever the locale.
 _ENCODING, _ERRORS = "utf-8", "surrogateescape"
@@ -206,12 +211,15 @@ def write_archive(
 ) -> tuple[Path, Packed]:
     """Pack into ``directory`` under ``name(packed)``: temporary name, fsync, rename. What stands under a final name is whole.
 
-    Raises SegueError when the disk refuses; nothing is left then.
+    Raises SegueError when the disk refuses; nothing is left then. What a killed one left goes first.
     """
     temporary = directory / f".packing-{os.getpid()}-{os.urandom(4).hex()}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
         with temporary.open("xb") as out:
+            with suppress(OSError):  # a file system without locks: then nobody sweeps either
+                fcntl.flock(out, fcntl.LOCK_EX)
             packed = pack(entries, out, progress)
             out.flush()
             os.fsync(out.fileno())
@@ -224,6 +232,15 @@ def write_archive(
     finally:
         temporary.unlink(missing_ok=True)
     return target, packed
+
+
+def _sweep(directory: Path) -> None:
+    """Remove unfinished archives that nobody packs any more: the lock of a process ends with it, on another machine too."""
+    for path in directory.glob(".packing-*.tmp"):
+        with suppress(OSError), path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > _UNLOCKED_S:
+                path.unlink()
 
 
 def archive_name(name: str, sha256: str) -> str:

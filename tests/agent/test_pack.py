@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -26,6 +27,7 @@ from agent.pack import (
     unpack,
     write_archive,
 )
+from tests.agent.support import ROOT
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -305,3 +307,29 @@ def test_unpacking_replaces_what_was_there_and_keeps_the_rest(tmp_path: Path) ->
         "d/kept": (b"kept", False),
         "was-directory": (b"file", False),
     }
+
+
+def test_what_a_killed_one_left_goes_with_the_next_and_what_is_under_way_stays(tmp_path: Path) -> None:
+    source, place = tmp_path / "source", tmp_path / "inputs"
+    source.mkdir()
+    (source / "data").write_bytes(b"x" * 10_000)
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from agent.pack import members, write_archive\n"
+        "source, place = map(pathlib.Path, sys.argv[1:])\n"
+        "write_archive(members(source), place, lambda _: 'a.tar', lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(source), str(place)], cwd=ROOT)
+    assert killed.returncode == -9
+    (left,) = place.glob(".packing-*.tmp")
+    # young: its lock may be about to be taken
+    write_archive(members(source), place, lambda _: "a.tar")
+    assert left.exists()
+    os.utime(left, (0, 0))
+    # under way: locked, however old it looks
+    with left.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_archive(members(source), place, lambda _: "a.tar")
+        assert left.exists()
+    write_archive(members(source), place, lambda _: "a.tar")
+    assert [path.name for path in place.iterdir()] == ["a.tar"]
