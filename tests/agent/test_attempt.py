@@ -55,7 +55,7 @@ def test_a_complete_run_starts_no_trainer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", ["plain", "by-last-step"])
 def test_planned_ends_redo_nothing(tmp_path: Path, recipe: str) -> None:
     """Three segments here; twenty with the reference trainer on the pool in `make faults`."""
-    run = Run(tmp_path, steps=100_000, recipe=recipe, limit_s=4.0, args=("step_s=0.01",))
+    run = Run(tmp_path, steps=100_000, recipe=recipe, limit_s=6.0, margin_s=1.5, args=("step_s=0.01",))
     reached = [0]
     for segment in range(3):
         with run.attempt(segment) as attempt:
@@ -64,7 +64,7 @@ def test_planned_ends_redo_nothing(tmp_path: Path, recipe: str) -> None:
         assert (handover["state"], handover["redone_steps"]) == ("time-used", 0)
         assert handover["restored"] is None if segment == 0 else handover["restored"]["step"] == reached[-1]
         assert attempt.step() == handover["step"] > reached[-1]
-        assert handover["ended"] - handover["began"] < 4.0
+        assert handover["ended"] - handover["began"] < 6.0
         reached.append(handover["step"])
     assert run.final_state() == state_after(reached[-1])
 
