@@ -10,8 +10,10 @@ import importlib.util
 import marshal
 import os
 import stat
+import sys
 import zipfile
 from pathlib import Path
+from types import CodeType
 
 from agent.errors import SegueError
 
@@ -50,15 +52,24 @@ def _members(packages: tuple[str, ...], main: str) -> dict[str, bytes]:
             if path.is_file() and path.suffix != ".pyc" and not set(path.parts) & set(_LEFT_OUT):
                 members[f"{package}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     for name in [name for name in members if name.endswith(".py")]:
-        members[f"{name}c"] = _compiled(name, members[name])
+        if (compiled := _compiled(name, members[name])) is not None:
+            members[f"{name}c"] = compiled
     return members
 
 
-def _compiled(name: str, source: bytes) -> bytes:
-    """An unchecked hash-based .pyc (PEP 552). Marshalled in version 2, without references, which alone is the same in every process."""
+def _compiled(name: str, source: bytes) -> bytes | None:
+    """An unchecked hash-based .pyc (PEP 552). Marshalled in version 2, without references, which alone is the same in every process. None
+    where it would not be: before Python 3.11 a constant set is written in the order of its hashes.
+    """
     code = compile(source, name, "exec", dont_inherit=True)
+    if sys.version_info < (3, 11) and _holds_set(code):
+        return None
     head = importlib.util.MAGIC_NUMBER + _UNCHECKED.to_bytes(4, "little") + importlib.util.source_hash(source)
     return head + marshal.dumps(code, 2)
+
+
+def _holds_set(code: CodeType) -> bool:
+    return any(isinstance(one, frozenset) or (isinstance(one, CodeType) and _holds_set(one)) for one in code.co_consts)
 
 
 def _build(target: Path, packages: tuple[str, ...], main: str) -> None:

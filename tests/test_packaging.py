@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
+
+from tests.agent.support import VERSIONS, interpreter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = ("agent", "cli", "dagman", "jobs")
@@ -52,3 +57,23 @@ def test_wheel_holds_the_four_rooms_whole_and_nothing_else(tmp_path: Path) -> No
         assert "segue = cli.main:main" in archive.read(entry_points).decode()
     assert names == rooms
     assert "dagman/sites/chtc.toml" in names
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_zipapps_have_the_same_bytes_in_every_process(tmp_path: Path, version: str) -> None:
+    program = (
+        "import pathlib, sys\n"
+        "from agent.bundle import build_agent, build_jobs\n"
+        "build_agent(pathlib.Path(sys.argv[1], 'agent.pyz'))\n"
+        "build_jobs(pathlib.Path(sys.argv[1], 'jobs.pyz'))\n"
+    )
+    made = []
+    for seed in ("1", "2"):
+        place = tmp_path / seed
+        place.mkdir()
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": seed}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        done = subprocess.run([interpreter(version), "-c", program, str(place)], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        made.append({path.name: path.read_bytes() for path in place.iterdir()})
+    assert made[0] == made[1] and sorted(made[0]) == ["agent.pyz", "jobs.pyz"]

@@ -395,19 +395,23 @@ def test_a_save_that_is_far_too_long_is_final_at_once(tmp_path: Path) -> None:
 
 
 def test_steps_slower_than_thought_end_at_the_last_checkpoint_that_fits(tmp_path: Path) -> None:
-    run = Run(tmp_path, steps=1000, args=("step_s=0.02",), recipe="by-last-step", limit_s=3.0, save_interval=40)
+    run = Run(
+        tmp_path, steps=1000, args=("step_s=0.02",), recipe="by-last-step", limit_s=5.0, margin_s=1.5, save_interval=40
+    )
     run.job = replace(run.job, pace=replace(run.job.pace, step_s=0.005))
     with run.attempt() as attempt:
         assert attempt.end() == 0, attempt.log()
     handover = attempt.handover()
     assert handover["state"] == "time-used"
-    assert handover["step"] in (40, 80, 120)
-    assert handover["ended"] - handover["began"] < 3.0
+    assert handover["step"] in (40, 80, 120, 160)
+    assert handover["ended"] - handover["began"] < 5.0
 
 
 def test_a_trainer_that_ends_only_at_the_runs_end_is_stopped_after_a_save(tmp_path: Path) -> None:
     """It is faster than thought, and goes on beyond the step that was planned: nothing of that may be lost but the tail of an interval."""
-    run = Run(tmp_path, steps=100_000, args=("step_s=0.01",), recipe="by-itself", limit_s=4.0, save_interval=40)
+    run = Run(
+        tmp_path, steps=100_000, args=("step_s=0.01",), recipe="by-itself", limit_s=6.0, margin_s=1.5, save_interval=40
+    )
     run.job = replace(run.job, pace=replace(run.job.pace, step_s=0.05))
     with run.attempt() as attempt:
         assert attempt.end() == 0, attempt.log()

@@ -115,7 +115,8 @@ def zarr_buffer(directory: Path, lengths: tuple[int, ...] = (5, 7)) -> Path:
 
     rows = sum(lengths)
     random = np.random.default_rng(0)
-    root = zarr.open_group(str(directory), mode="w", zarr_format=2)
+    newer = int(zarr.__version__.split(".")[0]) >= 3  # which the oldest Python has not got
+    root = zarr.open_group(str(directory), mode="w", **({"zarr_format": 2} if newer else {}))
     arrays = {
         "data/img": np.stack([picture(frame) for frame in range(rows)]).astype(np.float32),
         "data/state": random.normal(size=(rows, 5)).astype(np.float32),
@@ -125,5 +126,6 @@ def zarr_buffer(directory: Path, lengths: tuple[int, ...] = (5, 7)) -> Path:
     }
     for name, values in arrays.items():
         group, _, leaf = name.partition("/")
-        root.require_group(group).create_array(leaf, data=values, chunks=(4, *values.shape[1:]))
+        below = root.require_group(group)
+        (below.create_array if newer else below.create_dataset)(leaf, data=values, chunks=(4, *values.shape[1:]))
     return directory
