@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,11 @@ import pytest
 
 from dagman.pool import EmbeddedPool
 from dagman.pool.fetch import cache_directory
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under nohup: programs would inherit that they ignore it. A handler is not inherited.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def outside_tmp() -> Path:
