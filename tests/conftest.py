@@ -16,7 +16,6 @@ import pytest
 from dagman.pool import EmbeddedPool
 from dagman.pool.fetch import cache_directory
 
-
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     # Under nohup: programs would inherit that they ignore it. A handler is not inherited.
     signal.signal(signal.SIGHUP, lambda *_: None)
