@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,18 @@ class RealChain(Watched):
             elif entry["event"] == "batch":
                 starts[-1][2].append(entry["hash"])
         return [Told(restored[0] if restored else None, saved, batches) for restored, saved, batches in starts]
+
+    def written_for_wandb(self) -> list[tuple[str, bytes]]:
+        """Directory and transaction log of each run that W&B's client wrote offline, oldest first."""
+        found = []
+        for archive in sorted((self.store / "wandb").glob("*.tar")):
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    if member.name.endswith(".wandb"):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        found.append((Path(member.name).parent.name, file.read()))
+        return found
 
     def handovers(self) -> list[dict[str, Any]]:
         """Of all segments that ran."""

@@ -43,8 +43,14 @@ REAL_STEP_S = "{step_s}"
 
 [trainer.options]
 config = "lab"
-exp_name = "arm"
 norm_stats = true
+
+[wandb]
+project = "lab"
+id = "proof-1"
+name = "cup-1"
+tags = ["proof-tag"]
+mode = "offline"
 
 [data]
 dataset = "lerobot/local/lab"
@@ -113,6 +119,9 @@ def test_jax_chain_resumes_bit_by_bit_and_is_served(
     assert check_resumes(starts, ("params", "optimizer", "ema")) == len(starts) - 1 >= 4
     assert len({told.batches[0] for told in starts}) == len(starts), "each start has a data order of its own"
     assert starts[-1].saved[-1]["label"] == STEPS - 1
+    written = chain.written_for_wandb()
+    assert len(written) >= 3 and all(name.endswith("-proof-1") for name, _ in written), "one W&B run over all attempts"
+    assert all(b"cup-1" in data and b"proof-tag" in data for _, data in written), "under run.toml's name and tags"
     stats = chain.store / "norm_stats/lab/local/lab/norm_stats.json"
     assert set(json.loads(stats.read_text())["norm_stats"]) == {"state", "actions"}
 
