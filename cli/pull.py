@@ -8,11 +8,14 @@ from pathlib import Path
 
 import click
 
+_MOST_DIGITS = 18
+"""Of a step in a commit's name."""
+
 
 def _step(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value in ("final", "newest") or (value.isascii() and value.isdigit()):
+    if value in ("final", "newest") or (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS):
         return value
-    raise click.BadParameter(f"{value!r} is neither a number of steps nor final or newest")
+    raise click.BadParameter(f"{value[:40]!r} is neither a number of steps nor final or newest")
 
 
 @click.command("pull")

@@ -72,6 +72,7 @@ def test_what_is_not_there_yet_is_said(run: Run, tmp_path: Path) -> None:
     assert "at step 40 of 100: `--step 40` brings that commit" in run.segue("pull", expect=1)
     assert "there are steps 40" in run.segue("pull", "--step", "41", expect=1)
     assert "neither a number of steps" in run.segue("pull", "--step", "last", expect=2)
+    assert "neither a number of steps" in run.segue("pull", "--step", "9" * 5000, expect=2)
 
 
 def test_a_pulled_checkpoint_is_verified_and_not_fetched_again(run: Run, tmp_path: Path) -> None:
