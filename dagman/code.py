@@ -55,6 +55,11 @@ def _git(directory: Path, *words: str) -> str | None:
     return done.stdout.decode("utf-8", errors="surrogateescape") if done.returncode == 0 else None
 
 
+def _is_checkout(path: Path) -> bool:
+    """Not a link to one: it travels as git has it, and may lead back to where it stands."""
+    return (path / ".git").exists() and not path.is_symlink()
+
+
 def _listed(directory: Path) -> list[str] | None:
     """Paths that travel, relative to ``directory``, those of submodules and of checkouts inside it too; None without git."""
     listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -66,7 +71,7 @@ def _listed(directory: Path) -> list[str] | None:
         path = directory / name
         if any(str(parent) in entries and (directory / parent).is_symlink() for parent in PurePosixPath(name).parents):
             continue  # tracked where a link stands now, and the link travels
-        if (path / ".git").exists() and not path.is_symlink():
+        if _is_checkout(path):
             below = _listed(path)
             if below is None:
                 raise BadInput(
@@ -84,7 +89,7 @@ def _untracked(directory: Path, below: str = "") -> str:
     names = (_git(directory, "ls-files", "-z", "--others", "--exclude-standard") or "").split("\0")
     tracked = (_git(directory, "ls-files", "-z", "--cached") or "").split("\0")
     own = "".join(f"# not tracked by git, sent as it is: {below}{name}\n" for name in names if name)
-    inside = [name for name in tracked if name and (directory / name / ".git").exists()]
+    inside = [name for name in tracked if name and _is_checkout(directory / name)]
     return own + "".join(_untracked(directory / name, f"{below}{name}/") for name in inside)
 
 

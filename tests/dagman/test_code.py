@@ -121,6 +121,13 @@ def test_changes_in_a_submodule_are_told_too(checkout: Path, tmp_path: Path) -> 
     assert "# not tracked by git, sent as it is: libs/new.py\n" in found.diff
 
 
+def test_links_to_a_checkout_are_no_submodules(checkout: Path) -> None:
+    (checkout / "here").symlink_to(".")
+    git(checkout, "add", "--all")
+    (checkout / "new.py").write_text("")
+    assert read_checkout(checkout).diff.count("new.py") == 1
+
+
 def test_checkout_inside_that_git_cannot_read_is_named(checkout: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", str(checkout), "other")
     git(checkout, "submodule", "add", "-q", str(tmp_path / "other"), "libs")
