@@ -19,16 +19,19 @@ _OTHERS = (*_PYTEST, "-m", "not pool")
 def main(arguments: list[str]) -> int:
     """Run both halves with ``arguments`` for pytest; returns the exit code."""
     with tempfile.TemporaryFile() as said:
-        with subprocess.Popen([*_POOL, *arguments], stdout=said, stderr=subprocess.STDOUT) as pool:
+        with (
+            subprocess.Popen([*_POOL, *arguments], stdout=said, stderr=subprocess.STDOUT) as pool,
+            subprocess.Popen([*_OTHERS, *arguments]) as others,
+        ):
             try:
-                others = subprocess.run([*_OTHERS, *arguments]).returncode
-                code = pool.wait()
-            except KeyboardInterrupt:  # the terminal has told the other half too; it takes down its pools
+                codes = [others.wait(), pool.wait()]
+            except KeyboardInterrupt:  # the terminal has told both halves too; they take down what they started
+                others.wait()
                 pool.wait()
                 return 130
         said.seek(0)
         sys.stdout.write(said.read().decode(errors="replace"))
-    return others or code
+    return codes[0] or codes[1]
 
 
 if __name__ == "__main__":
