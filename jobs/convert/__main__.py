@@ -29,7 +29,10 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(pipe: int) -> None:
-    os.read(pipe, 1)
+    try:
+        os.read(pipe, 1)
+    except OSError:
+        return  # a program between the command and this one has not passed it on
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -86,6 +86,32 @@ def test_conversion_ends_with_the_command_however_that_ends(tmp_path: Path, numb
     assert number == signal.SIGKILL or list(temporary.iterdir()) == []
 
 
+def test_program_that_passes_no_open_files_on_converts_all_the_same(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # As a wrapper that is a Python program itself: what it starts has stdin, stdout and stderr alone.
+    inner = (
+        "import sys, time, jobs.convert.conversion as module\n"
+        "class Result:\n"
+        f"    dump = lambda self: {ANSWER!r}\n"
+        "module.convert = lambda options: (time.sleep(0.5), Result())[1]\n"
+        "from jobs.convert.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys\n"
+        f"sys.exit(subprocess.run([sys.executable, '-c', {inner!r}, *sys.argv[3:]]).returncode)\n"
+    )
+    python.chmod(0o755)
+
+    code = main(["convert", str(tmp_path), "--repo-id", "x", "--out", str(tmp_path / "out"), "--python", str(python)])
+
+    out, said = capfd.readouterr()
+    assert (code, said) == (0, "")
+    assert out == "x: LeRobot v2.1, 1 episodes, 2 frames, 0 left out\n"
+
+
 def test_ctrl_c_reaches_no_python_that_is_still_starting(tmp_path: Path) -> None:
     # A Python answers SIGINT with a traceback until it has come to our own lines.
     text = f"trap 'echo Traceback >&2' INT\ntouch {tmp_path}/began\ncat /dev/fd/$4\nexit 130"
