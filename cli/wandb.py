@@ -111,14 +111,16 @@ def sync(run: str, keep: bool) -> None:
         sent = [part for part in parts if part.runs]
         runs = [run for part in sent for run in part.runs]
         secret = key.read_text(encoding="utf-8").strip()
-        url = job.env.get("WANDB_BASE_URL") or os.environ.get("WANDB_BASE_URL") or DEFAULT_URL
-        environment = {**os.environ, "WANDB_API_KEY": secret, "WANDB_BASE_URL": url}
+        environment = {**os.environ, "WANDB_API_KEY": secret}
+        url = job.env.get("WANDB_BASE_URL") or os.environ.get("WANDB_BASE_URL")
+        if url:  # where nothing names a server, the client's own settings do
+            environment["WANDB_BASE_URL"] = url
         code = _send(job.wandb, runs, environment) if runs else 0
     if code:
         raise SegueError(f"W&B's client ended with exit code {code}; the files stay in {directory}")
     if runs and (job.wandb.name or job.wandb.tags) and recipe(job.recipe).labels_wandb:
         try:
-            label(Server(secret, url), job.wandb, job.wandb.id)
+            label(Server(secret, url or DEFAULT_URL), job.wandb, job.wandb.id)
         except SegueError as error:
             click.echo(f"segue: warning: {error}", err=True)
     newer = [] if keep else _remove(sent)

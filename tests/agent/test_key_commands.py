@@ -153,6 +153,13 @@ class TestWhatIsSentIsRemoved:
         assert "segue: warning: W&B's run did not get the name and tags" in capfd.readouterr().err
         assert list(archives.iterdir()) == []
 
+    def test_server_that_nothing_names_is_left_to_the_clients_settings(
+        self, home: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+        self.client(monkeypatch, 'test -z "${WANDB_BASE_URL+set}"')
+        assert main(["wandb", "sync", str(home / "flow")]) == 0
+
     def test_archive_that_the_running_attempt_wrote_again_meanwhile_stays(
         self, home: Path, archives: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
