@@ -78,7 +78,7 @@ _LAB_ROBOT = "xarm6"
 @click.option(
     "--python",
     "interpreter",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=str),  # a Path would take ./python for python
     help="Interpreter of the environment that has lerobot.  [default: this one]",
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
@@ -98,7 +98,7 @@ def command(
     out: Path | None,
     layout: str,
     rename: tuple[str, ...],
-    interpreter: Path | None,
+    interpreter: str | None,
     as_json: bool,
 ) -> int:
     """Robot episodes in SRC to a LeRobot dataset.
@@ -152,13 +152,13 @@ def _here(options: ConvertOptions) -> str:
     return convert(options).dump()
 
 
-def _there(interpreter: Path, options: ConvertOptions) -> str:
+def _there(interpreter: str, options: ConvertOptions) -> str:
     """In another environment: jobs.pyz on its PYTHONPATH, so that it needs nothing of segue installed."""
     from agent.bundle import build_jobs
 
     # A bare name is looked up on PATH; a path is meant from here, and the program is started elsewhere.
-    named = str(interpreter)
-    found = shutil.which(str(absolute(interpreter)) if named.startswith("~") or os.sep in named else named)
+    given = interpreter.startswith("~") or os.sep in interpreter
+    found = shutil.which(str(absolute(Path(interpreter))) if given else interpreter)
     if found is None:
         raise BadInput(f"--python {interpreter}: is not a program that can be run")
     with clearing_up(), tempfile.TemporaryDirectory(prefix="segue-convert-") as directory:

@@ -25,13 +25,14 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("below", "named"), [(".", "env/bin/python"), ("env/bin", "./python")])
 def test_interpreter_is_named_from_where_the_command_is_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], below: str, named: str
 ) -> None:
     program(tmp_path / "env" / "bin" / "python", f"echo '{ANSWER}'")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / below)
 
-    code = main(["convert", ".", "--repo-id", "x", "--out", "out", "--python", "env/bin/python"])
+    code = main(["convert", ".", "--repo-id", "x", "--out", "out", "--python", named])
 
     out, said = capsys.readouterr()
     assert (code, said) == (0, "")
