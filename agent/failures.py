@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -222,8 +222,8 @@ def _below(ended: Ended, lines: Sequence[str]) -> Ended:
     if ended.exit_code in (None, 0):
         return ended
     number = ended.exit_code - _SHELL_SIGNAL
-    for line in reversed(lines):
-        if match := _BELOW.search(line):
+    for line, _, may_be_last in _backwards(lines):
+        if may_be_last and (match := _BELOW.search(line)):
             number = int(match[2]) if match[2] else -int(match[1])
             break
     with suppress(ValueError):
@@ -231,10 +231,20 @@ def _below(ended: Ended, lines: Sequence[str]) -> Ended:
     return ended
 
 
-def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | None:
+def _backwards(lines: Sequence[str]) -> Iterator[tuple[str, re.Match[str] | None, bool]]:
+    """Each line, where it begins with an exception's name, and whether that may be the one that ended the trainer, or led to it."""
     may_be_last = True
     for line in reversed(lines):
         start = _EXCEPTION.match(line)
+        yield line, start, may_be_last
+        if start:
+            may_be_last = _LAUNCHER.match(line, start.end()) is not None
+        elif _EARLIER.search(line):
+            may_be_last = True
+
+
+def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | None:
+    for line, start, may_be_last in _backwards(lines):
         for rule in _RULES:
             if rule.as_exception and not (start and may_be_last):
                 continue
@@ -243,10 +253,6 @@ def _by_lines(lines: Sequence[str], stepped: bool, resumed: bool) -> Failure | N
                 if verdict is Verdict.NEVER and (stepped or (resumed and rule.kind in OF_THE_MACHINE)):
                     verdict = Verdict.HERE  # it did run; something is odd, and three starts will tell
                 return Failure(rule.kind, verdict, rule.sentence)
-        if start:
-            may_be_last = _LAUNCHER.match(line, start.end()) is not None
-        elif _EARLIER.search(line):
-            may_be_last = True
     return None
 
 

@@ -244,6 +244,16 @@ def test_a_signal_is_known_by_the_word_of_the_shell_or_launcher_that_saw_it(
     assert "SIGKILL" in found.sentence or "SIGBUS" in found.sentence
 
 
+def test_a_signal_that_killed_another_program_before_is_not_the_trainers_end() -> None:
+    probe = "subprocess.CalledProcessError: Command 'probe' died with <Signals.SIGILL: 4>."
+    missing = "ModuleNotFoundError: No module named 'x'"
+    assert judge(EXIT_1, probe, "going on without", missing, stepped=False).kind == "import-error"
+    assert judge(EXIT_1, probe, *ACCELERATE.format(missing, 1).splitlines(), stepped=False).kind == "import-error"
+    assert judge(EXIT_1, probe, "RuntimeError: boom").kind == "unknown"
+    led_to = "The above exception was the direct cause of the following exception:"
+    assert judge(EXIT_1, probe, led_to, "RuntimeError: the probe failed").kind == "node-fault"
+
+
 @pytest.mark.parametrize("code", [2, 127, 128, 128 + 65, 255])
 def test_not_every_exit_code_tells_of_a_signal(code: int) -> None:
     assert judge(Ended(code, None)).kind in ("unknown", "not-found")
