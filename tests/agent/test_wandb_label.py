@@ -47,6 +47,13 @@ def test_what_the_server_refuses_is_told_in_its_words(server: WandbServer, why: 
     assert KEY not in str(caught.value)
 
 
+def test_the_key_goes_to_no_other_server_that_an_answer_names() -> None:
+    with WandbServer("exp", []) as other, WandbServer("exp", [], moved=f"{other.url}/graphql") as server:
+        with pytest.raises(SegueError):
+            label(Server(KEY, server.url), WANDB, "x")
+        assert len(server.keys) == 1 and other.keys == {None}
+
+
 def test_a_server_that_is_away_is_told_in_one_sentence() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and nobody listens

@@ -9,15 +9,20 @@ from typing import Any
 
 
 class WandbServer:
-    """Knows one run, lab/arm/<any>; ``run`` is as it was left, ``changes`` are the inputs of all mutations. ``down``: refuses all."""
+    """Knows one run, lab/arm/<any>; ``run`` is as it was left, ``changes`` are the inputs of all mutations. ``down``: refuses all.
+    ``moved``: where it says that it is now.
+    """
 
-    def __init__(self, name: str, tags: list[str] | None, *, down: bool = False, exists: bool = True) -> None:
+    def __init__(
+        self, name: str, tags: list[str] | None, *, down: bool = False, exists: bool = True, moved: str = ""
+    ) -> None:
         self.run: dict[str, Any] = {"id": "aWQ=", "displayName": name, "tags": tags}
         self.changes: list[dict[str, Any]] = []
         self.asked: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
+        self.keys: set[str | None] = set()
         self.down = down
         self.exists = exists
+        self.moved = moved
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
@@ -54,11 +59,17 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.keys.add(self.headers["Authorization"])
             answer = json.dumps(server.answer(asked["query"], asked["variables"])).encode()
-            self.send_response(400 if server.down else 200)
+            self.send_response(400 if server.down else 302 if server.moved else 200)
+            if server.moved:
+                self.send_header("Location", server.moved)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
+
+        def do_GET(self) -> None:  # what a POST becomes that is sent elsewhere
+            server.keys.add(self.headers["Authorization"])
+            self.send_error(404)
 
         def log_message(self, *_: object) -> None:
             return
