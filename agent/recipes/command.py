@@ -107,7 +107,8 @@ def _alone(checkpoints: str, job: JobConfig) -> None:
                 f"{_SAY}.checkpoints: {checkpoints!r} holds {what}, and it is emptied before a checkpoint is restored; "
                 f"name a directory of its own (checkpoints, {entry.target}/checkpoints)"
             )
-    if Path(checkpoints).parts[:1] in ((), (".segue",), ("logs",)):
+    parts = Path(checkpoints).parts
+    if parts[:1] in ((), (".segue",)) or parts == ("logs",):
         raise BadInput(
             f"{_SAY}.checkpoints: {checkpoints!r} belongs to the agent; name a directory of its own (checkpoints)"
         )

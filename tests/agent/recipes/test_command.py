@@ -174,6 +174,11 @@ def test_a_directory_of_checkpoints_that_is_the_agents_is_refused(scratch: Path,
         Command().configure(start(scratch, {"checkpoints": directory}).job)
 
 
+def test_a_trainers_own_directory_beside_the_agents_log_is_not_the_agents(scratch: Path) -> None:
+    """Many a trainer writes to logs/<experiment>."""
+    Command().configure(start(scratch, {"checkpoints": "logs/arm/checkpoints"}).job)
+
+
 def test_a_program_of_the_code_that_travels_is_found_where_it_runs(scratch: Path) -> None:
     job = start(scratch, python="./train.sh", code=CODE)
     (scratch / "code").mkdir()
