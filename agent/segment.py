@@ -207,6 +207,9 @@ class Segment:
         if outcome.error == "Superseded":
             self.attempt.note_superseded(outcome)
             return verdict.superseded(self.attempt)
+        published = self.publisher.committed_step > self.attempt.restored_step
+        if outcome.error == "Hung" and published and not left_s(self.attempt):  # after a crash
+            return self._time_used(outcome.message)
         return verdict.cannot_open(outcome)
 
     # --- one start of the trainer --------------------------------------------------------------------------------
@@ -402,15 +405,10 @@ class Segment:
         attempt.handover.redone_steps += redone
         attempt.goodput.move("train_s", "redone_s", redone * attempt.experience.pace.step_s)
         attempt.high_water = max(attempt.high_water, training.step)
-        if (
-            ended is not None
-            and ended.exit_code == 0
-            and training.last_step_at is not None
-            and training.ended_at is not None
-        ):
+        last, over = training.last_step_at, training.ended_at
+        if ended is not None and ended.exit_code == 0 and last is not None and over is not None:
             # from the last step to the trainer's end is a save and a bit more
-            seconds = max(0.0, training.ended_at - training.last_step_at)
-            attempt.learn(save_s=cautious(attempt.experience.pace.save_s, seconds))
+            attempt.learn(save_s=cautious(attempt.experience.pace.save_s, max(0.0, over - last)))
 
     def _go_on_if_worthwhile(self) -> End | None:
         """The planned steps are done; go on when much of the time is left, because the pace was better than thought."""

@@ -300,3 +300,13 @@ def test_a_restore_that_takes_longer_than_the_class_ends_before_the_limit(
         assert attempt.end() == 75, attempt.log()
     assert "staging is slow here" in attempt.handover()["reason"]
     assert attempt.handover()["ended"] - attempt.handover()["began"] < 10.0
+
+
+def test_a_segment_that_published_has_used_its_time_when_no_restore_fits_any_more(tmp_path: Path) -> None:
+    run = Run(tmp_path, limit_s=5.0, args=("crash_at=55",), save_interval=50)
+    breaking = "import agent.staging, time\nagent.staging.Staging.restore_afresh = lambda *given: time.sleep(1000)\n"
+    (tmp_path / "sitecustomize.py").write_text(breaking)
+    with run.attempt(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as attempt:
+        assert attempt.end() == 0, attempt.log()
+    assert attempt.handover()["state"] == "time-used"
+    assert "step 50 of 100 is published" in attempt.handover()["reason"]
