@@ -51,8 +51,10 @@ def warnings(asked: Asked) -> list[str]:
         count = sum(gpu.machines * gpu.per_machine for gpu in plan.gpus)
         everything = sum(gpu.machines * gpu.per_machine for gpu in site.gpus)
         if count <= everything // 4:
+            named = ("gpu_memory_mb", "gpu_capability", "requirements")
+            given = [key for key in named if getattr(spec.resources, key) is not None] or ["gpus"]
             found.append(
-                f"resources: only {count} of {everything} GPUs fit; less gpu_memory_mb or gpu_capability would shorten the queue"
+                f"resources: only {count} of {everything} GPUs fit; asking for less with {' or '.join(given)} would shorten the queue"
             )
     found += _reports_less(asked)
     if spec.retention.every is not None and spec.retention.every <= spec.steps:

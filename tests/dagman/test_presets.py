@@ -90,6 +90,19 @@ def test_gpus_that_the_users_expression_refuses_do_not_fit(tmp_path: Path) -> No
     assert len(gpus(tmp_path, "requirements = 'TARGET.Elsewhere =?= true'")[0]) == 8
 
 
+@pytest.mark.parametrize(
+    ("resources", "keys"),
+    [
+        ("requirements = 'regexp(\"H100\", TARGET.GPUs_DeviceName)'", "requirements"),
+        ("gpu_memory_mb = 80000\ngpu_capability = 9.0", "gpu_memory_mb or gpu_capability"),
+    ],
+)
+def test_few_gpus_are_put_down_to_what_run_toml_asks_for(tmp_path: Path, resources: str, keys: str) -> None:
+    gpus(tmp_path, resources)
+    said = warnings(ask(tmp_path / "run.toml"))
+    assert any(line.endswith(f"GPUs fit; asking for less with {keys} would shorten the queue") for line in said)
+
+
 def test_nominal_memory_of_a_card_is_more_than_it_reports(tmp_path: Path) -> None:
     (said,) = gpus(tmp_path, "gpu_memory_mb = 81920\ngpu_capability = 9.0")[1]
     assert "so 81920 may shut out NVIDIA H100 80GB HBM3: ask for 80000" in said
