@@ -119,7 +119,8 @@ class Companions:
             from agent.recipes.environment import ca_bundle
             from agent.wandb_label import Server, label
 
-            url = {**os.environ, **training.start.job.env}.get("WANDB_BASE_URL") or DEFAULT_URL
+            os.environ.update(training.start.job.env)  # a process of its own; server and proxy may be named there
+            url = os.environ.get("WANDB_BASE_URL") or DEFAULT_URL
             certificates = ca_bundle(training.start)
             label(Server(key, url, str(certificates) if certificates else None), wandb, self._identity)
             return {}

@@ -92,6 +92,16 @@ def test_the_agent_puts_the_run_right_once_it_trains(tmp_path: Path) -> None:
         assert not [text for text in attempt.handover().get("warnings", []) if "W&B" in text]
 
 
+def test_the_server_is_asked_through_the_proxy_that_the_trainer_is_given(tmp_path: Path) -> None:
+    with WandbServer("exp", []) as proxy:
+        run = attempt_at(tmp_path, proxy, "labels", 100_000)
+        run.job = replace(run.job, env={"WANDB_BASE_URL": "http://wandb.invalid", "http_proxy": proxy.url})
+        with run.attempt(scratch=scratch_with_key(tmp_path)) as attempt:
+            wait_for(lambda: proxy.changes, "the change")
+            attempt.process.terminate()
+            attempt.end()
+
+
 def test_a_server_that_refuses_is_one_warning_and_training_goes_on(tmp_path: Path) -> None:
     with WandbServer("exp", [], down=True) as server:
         run = attempt_at(tmp_path, server, "labels", 100_000)
