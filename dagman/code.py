@@ -148,7 +148,7 @@ def read_checkout(directory: Path) -> Checkout:
         entries = _without_own(members(directory, only=names))
         describe = (_git(directory, "describe", "--always", "--dirty", "--tags", "--long") or "").strip()
         plain = ("--relative", "--no-color", "--no-ext-diff", "--no-textconv")
-        changes = _git(directory, "diff", "HEAD", "--submodule=diff", *plain) or ""
+        changes = _git(directory, "diff", "HEAD", "--submodule=diff", "--ignore-submodules=untracked", *plain) or ""
         diff = _untracked(directory) + changes
     total = sum(entry.size for entry in entries)
     if total > MOST_BYTES:

@@ -119,6 +119,8 @@ def test_changes_in_a_submodule_are_told_too(checkout: Path, tmp_path: Path) -> 
     found = read_checkout(checkout)
     assert "+print(3)" in found.diff
     assert "# not tracked by git, sent as it is: libs/new.py\n" in found.diff
+    git(checkout, "config", "--file", ".gitmodules", "submodule.libs.ignore", "all")  # of what `git status` shows
+    assert "+print(3)" in read_checkout(checkout).diff
 
 
 def test_links_to_a_checkout_are_no_submodules(checkout: Path) -> None:
