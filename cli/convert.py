@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -200,4 +202,8 @@ def _run(words: list[str], archive: Path) -> tuple[int, str]:
     finally:
         os.close(ours)
         child.wait()
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # what still imports lerobot for workers that nobody asks for any more
+            os.killpg(child.pid, signal.SIGTERM)
     return child.returncode, printed

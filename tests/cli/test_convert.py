@@ -130,3 +130,25 @@ def test_ctrl_c_reaches_no_python_that_is_still_starting(tmp_path: Path) -> None
 
     assert started.communicate(timeout=LIMIT_S)[1] == ""
     assert started.returncode == 130
+
+
+def test_nothing_that_the_conversion_started_goes_on_after_the_command(tmp_path: Path) -> None:
+    # As the server of its workers, which imports lerobot for seconds.
+    text = f"sleep 600 >/dev/null 2>&1 &\necho $! >{tmp_path}/new && mv {tmp_path}/new {tmp_path}/began\ncat /dev/fd/$4\nexit 130"
+    python = program(tmp_path / "python", text)
+    words = ["convert", str(tmp_path), "--repo-id", "x", "--out", str(tmp_path / "out"), "--python", str(python)]
+    started = subprocess.Popen([sys.executable, "-m", "cli.main", *words], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + LIMIT_S
+    while not (tmp_path / "began").exists():
+        assert started.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    left = psutil.Process(int((tmp_path / "began").read_text()))
+
+    started.send_signal(signal.SIGINT)
+
+    try:
+        assert started.wait(LIMIT_S) == 130
+        assert not psutil.wait_procs([left], timeout=LIMIT_S / 10)[1]
+    finally:
+        if left.is_running():
+            left.kill()
