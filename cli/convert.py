@@ -202,8 +202,6 @@ def _run(words: list[str], archive: Path) -> tuple[int, str]:
     finally:
         os.close(ours)
         child.wait()
-        with contextlib.suppress(
-            ProcessLookupError
-        ):  # what still imports lerobot for workers that nobody asks for any more
-            os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)  # what still imports lerobot, for workers that nobody will ask for
     return child.returncode, printed
