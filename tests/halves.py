@@ -6,9 +6,12 @@ pool's half speaks when it has ended. Exit code 0 when both halves passed.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
+
+from cli.ending import clearing_up
 
 _PYTEST = (sys.executable, "-m", "pytest")
 # Both would write the same cache of what failed last.
@@ -20,6 +23,7 @@ def main(arguments: list[str]) -> int:
     """Run both halves with ``arguments`` for pytest; returns the exit code."""
     with tempfile.TemporaryFile() as said:
         with (
+            clearing_up(),
             subprocess.Popen([*_POOL, *arguments], stdout=said, stderr=subprocess.STDOUT) as pool,
             subprocess.Popen([*_OTHERS, *arguments]) as others,
         ):
@@ -29,6 +33,10 @@ def main(arguments: list[str]) -> int:
                 others.wait()
                 pool.wait()
                 return 130
+            except SystemExit:  # make, and who ends it, tell this process alone
+                pool.send_signal(signal.SIGINT)
+                others.send_signal(signal.SIGINT)
+                raise
         said.seek(0)
         sys.stdout.write(said.read().decode(errors="replace"))
     return codes[0] or codes[1]

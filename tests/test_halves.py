@@ -34,14 +34,18 @@ sys.exit(halves.main([]))
 """
 
 
-def test_ctrl_c_lets_both_halves_take_down_what_they_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_both_halves_take_down_what_they_started(tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = [sys.executable, "-c", _BOTH, _HALF, str(tmp_path)]
     with subprocess.Popen(words, cwd=REPOSITORY, start_new_session=True) as both:
         until = time.monotonic() + 30
         while len(list(tmp_path.glob("*.begun"))) < 2 and time.monotonic() < until:
             time.sleep(0.05)
-        os.killpg(both.pid, signal.SIGINT)
-        assert both.wait(30) == 130
+        if number == signal.SIGINT:
+            os.killpg(both.pid, number)  # as a terminal does
+        else:
+            both.send_signal(number)
+        assert both.wait(30) == code
     assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["others.ended", "pool.ended"]
 
 
