@@ -413,7 +413,8 @@ class Segment:
     def _go_on_if_worthwhile(self) -> End | None:
         """The planned steps are done; go on when much of the time is left, because the pace was better than thought."""
         attempt, step = self.attempt, self.publisher.committed_step
-        reach = last_step(attempt.experience, step, self.job.steps, steady(), attempt.deadline.usable)
+        moved_s = self.moving_s + attempt.experience.pace.restore_s if self.job.checkpoint_exit else 0.0
+        reach = last_step(attempt.experience, step, self.job.steps, steady() + moved_s, attempt.deadline.usable)
         if self.job.checkpoint_exit and reach > step:
             self._publish_no_more()
             reason = f"step {step} of {self.job.steps} is in {self.staging.root.name}/: HTCondor stores it and goes on"

@@ -559,3 +559,25 @@ def test_without_a_mounted_staging_the_store_is_in_the_sandbox_and_htcondor_is_a
     assert attempt.handover()["state"] == "complete"
     assert (scratch / "segue-store" / "checkpoints" / f"000000150.e{len(codes):06d}.tar").exists()
     assert attempt.handover()["redone_steps"] == 0
+
+
+@pytest.mark.parametrize(("left_s", "code"), [(10.0, 0), (60.0, 85)])
+def test_a_job_is_moved_and_started_again_only_where_that_leaves_time_for_a_step(
+    tmp_path: Path, left_s: float, code: int
+) -> None:
+    moved_s = 20.0
+    run = Run(
+        tmp_path,
+        steps=100_000,
+        args=("step_s=0.005",),
+        checkpoint_exit=True,
+        save_interval=100,
+        limit_s=2 * moved_s + left_s + 0.5,
+    )
+    scratch = tmp_path / "scratch"
+    (scratch / ".segue").mkdir(parents=True)
+    (scratch / ".segue" / "restarted").write_text(f"{time.time() - moved_s}")
+    (scratch / "ad").write_text(f"JobCurrentStartDate = {time.time() - moved_s}\n")
+    with run.attempt(scratch=scratch, environment={"_CONDOR_JOB_AD": str(scratch / "ad")}) as attempt:
+        assert attempt.end() == code, attempt.log()
+    assert attempt.handover()["step"] == 100
