@@ -13,7 +13,8 @@ from pathlib import Path
 
 from agent.errors import BadInput
 
-HOST = "api.wandb.ai"
+HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+"""Under which W&B's client keeps its key, one service: the first since its version 0.31, which also looks for the second."""
 NETRC_COPY = "wandb.netrc.key"
 
 
@@ -39,10 +40,12 @@ def from_netrc() -> str | None:
     """The key that `wandb login` left in ~/.netrc."""
     path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     try:
-        found = netrc.netrc(str(path)).authenticators(HOST)
+        known = netrc.netrc(
+            str(path)
+        ).hosts  # not `authenticators`: any other host's "default" entry is no key of W&B's
     except (OSError, netrc.NetrcParseError):
         return None
-    return found[2] if found and found[2] else None
+    return next((known[host][2] for host in HOSTS if host in known and known[host][2]), None)
 
 
 def key_file(keep: bool = True) -> Path | None:

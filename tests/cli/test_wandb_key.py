@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dagman.wandb_key import key_file, write_key
+from dagman.wandb_key import from_netrc, key_file, write_key
 from tests.cli.conftest import RUN, Segue
 
 OLD, NEW = "0ld" * 10, "n3w" * 10
@@ -29,6 +29,17 @@ def home(run_toml: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def netrc(home: Path, key: str) -> None:
     (home / "netrc").write_text(f"machine api.wandb.ai login user password {key}\n")
     (home / "netrc").chmod(0o600)
+
+
+def test_either_host_of_wandbs_service_has_the_key_and_no_other(home: Path) -> None:
+    lines = {
+        "old": f"machine api.wandb.ai login user password {OLD}\n",
+        "new": f"machine api.forge.coreweave.com login user password {NEW}\n",
+        "other": "machine example.org login user password zebra\ndefault login user password zebra\n",
+    }
+    for told, found in ((("old",), OLD), (("new",), NEW), (("old", "new", "other"), NEW), (("other",), None)):
+        (home / "netrc").write_text("".join(lines[one] for one in told))
+        assert from_netrc() == found
 
 
 def test_new_key_of_netrc_is_taken_and_that_of_login_goes_before_it(home: Path) -> None:
