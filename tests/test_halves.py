@@ -49,7 +49,7 @@ def test_both_halves_take_down_what_they_started(tmp_path: Path, number: signal.
     assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["others.ended", "pool.ended"]
 
 
-@pytest.mark.parametrize(("pool", "others", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1)])
+@pytest.mark.parametrize(("pool", "others", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (5, 0, 0), (5, 2, 2), (5, 5, 5)])
 def test_one_half_that_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch, pool: int, others: int, code: int) -> None:
     monkeypatch.setattr(halves, "_POOL", (sys.executable, "-c", f"raise SystemExit({pool})"))
     monkeypatch.setattr(halves, "_OTHERS", (sys.executable, "-c", f"raise SystemExit({others})"))
