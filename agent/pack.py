@@ -24,8 +24,8 @@ from typing import IO, Any
 from agent.errors import BadInput, ReadDamaged, SegueError
 from agent.store.tree import as_name, as_text
 
-_UNLOCKED_S = 60.0
-"""A file so young may not have its lock yet."""
+_UNLOCKED_S = 3600.0
+"""A file so young may not have its lock yet, or one that is not seen on another machine (some mounts): it is left alone."""
 _PIECE = 1 << 20
 # Names as bytes, whatever the locale.
 _ENCODING, _ERRORS = "utf-8", "surrogateescape"
