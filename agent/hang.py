@@ -142,6 +142,7 @@ class Hang:
             f"no step for {silent:.0f} s after step {training.step} (usual: less than {limit:.0f} s): the trainer hangs, its stacks follow; "
             "if it was at work, raise agent.hang_min_s in run.toml"
         )
+        attempt.log.stacks_follow()
         for line in kernel_stacks(processes):
             attempt.say(line)
             attempt.log.last.append(line)

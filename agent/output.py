@@ -33,6 +33,7 @@ _SHORTEST_SECRET = 8
 _TROUBLE = ("Traceback (most recent call last)", "Fatal Python error")
 _TROUBLE_LINES = 20
 _MOST_TROUBLES = 4
+_STACK_LINES = 500
 
 
 def left_out(fd: int) -> int:
@@ -136,9 +137,13 @@ class Log:
         elif text.startswith(_TROUBLE) and len(self._troubles) < _MOST_TROUBLES:
             self._troubles.append((steady(), [text]))
 
+    def stacks_follow(self) -> None:
+        """Of a trainer and of each of its workers, with all their threads: keep more lines, or one's stack pushes out another's."""
+        self.last = deque(self.last, maxlen=_STACK_LINES)
+
     def begin(self, at: float) -> None:
         """A start of the trainer begins: what those before it said is not what ends this one."""
-        self.last.clear()
+        self.last = deque(maxlen=KEPT_LINES)
         self.calm(at)
 
     def calm(self, at: float) -> None:
@@ -151,7 +156,7 @@ class Log:
         first = self._troubles[0][1] if self._troubles else []
         if not set(first) - set(last):
             return last
-        return [*first, "…", *last[len(first) + 1 - KEPT_LINES :]]
+        return [*first, "…", *last[len(first) + 1 - (self.last.maxlen or KEPT_LINES) :]]
 
     def write(self, data: bytes) -> None:
         """Append to the log; a full scratch disk must not end the training."""

@@ -11,7 +11,8 @@ from dagman.pool import EmbeddedPool
 from tests.agent.workflow import SEGUE, Workflow, record, same, train_alone
 
 ARGS = ("--batch-size", "32", "--hidden", "32", "--seed", "3")
-STEPS = 500
+STEPS = 900
+"""More than an execution of 30 s makes, on a fast machine too: 840 after the eviction, with a restart at every 60th."""
 TOML = f"""steps = {STEPS}
 [trainer]
 recipe = "reference"

@@ -45,6 +45,7 @@ class Watched:
     def __init__(self, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
         self.now = self.used = 1e6
         self.busy = True
+        self.log = self
         monkeypatch.setattr("agent.training.Keeper", lambda *_, **__: self)
         monkeypatch.setattr("agent.training.Output", lambda *_, **__: self)
         monkeypatch.setattr("agent.training.steady", lambda: self.now)

@@ -13,7 +13,7 @@ import pytest
 
 from agent import keeping, output
 from agent.keeping import shortened
-from agent.loop import Loop
+from agent.loop import Loop, steady
 from agent.output import Bounded, Log, Output
 from tests.agent.support import DEADLINE_S, ROOT
 
@@ -95,6 +95,21 @@ def test_of_a_long_line_both_ends_are_kept(loop: Loop, tmp_path: Path) -> None:
     first, second = said.log.last_lines()
     assert first.startswith("ValueError: no ") and first.endswith(" space") and len(first) < 2010
     assert second == "short"
+
+
+def test_no_stack_of_a_hung_trainer_pushes_out_anothers(loop: Loop, tmp_path: Path) -> None:
+    said = Said(loop, tmp_path / "log")
+    said.log.stacks_follow()
+    for who in ("trainer", "worker 1", "worker 2"):
+        dump = "".join(f'  File "{who}.py", line {number} in f\n' for number in range(60))
+        said.say(f"Fatal Python error: Aborted\n\nCurrent thread:\n{dump}".encode())
+    kept = said.log.last_lines()
+    assert {line.split('"')[1] for line in kept if '"' in line} == {"trainer.py", "worker 1.py", "worker 2.py"}
+    assert len(kept) == 189
+    # and the next start has no more room than before
+    said.log.begin(steady() + 1)
+    said.say(b"line\n" * 80)
+    assert len(said.log.last_lines()) == 50
 
 
 def test_colours_are_no_part_of_a_line(loop: Loop, tmp_path: Path) -> None:
