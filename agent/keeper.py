@@ -18,11 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from agent.loop import Loop, forget_signals
-from agent.processes import become_subreaper, descendants, die_with_parent, kill_below, reap, signal_all
+from agent.processes import (
+    become_subreaper,
+    descendants,
+    die_with_parent,
+    kill_below,
+    reap,
+    signal_all,
+    signal_in_turn,
+)
 
 _TERMINATE, _ABORT, _KILL = b"T", b"A", b"K"
 _REMNANT_S = 10.0
 _LOOK_MS = 50
+_STACK_S, _STACKS_S = 1.0, 3.0
+"""How long is waited for the stack of one process, and for all: less than the agent's grace before SIGKILL."""
 NOT_STARTED = 127
 """The shell's exit code for a program that could not be started, told of a trainer that never ran."""
 
@@ -83,7 +93,7 @@ class Keeper:
         self._send(_TERMINATE)
 
     def abort(self) -> None:
-        """SIGABRT to every process of the trainer: faulthandler writes their stacks."""
+        """SIGABRT to every process of the trainer in turn, itself first: faulthandler writes their stacks."""
         self._send(_ABORT)
 
     def kill(self) -> None:
@@ -246,7 +256,8 @@ def _watch(control: int, noticed: int, trainer: int) -> int | None:
             if _KILL in commands:
                 signal_all(([trainer] if status is None else []) + descendants(os.getpid()), signal.SIGKILL)
             elif _ABORT in commands:
-                signal_all(descendants(os.getpid()), signal.SIGABRT)
+                # Stacks that are written at once run into each other, and a trainer that sees a worker die would tell of that.
+                signal_in_turn(descendants(os.getpid()), signal.SIGABRT, _STACK_S, _STACKS_S)
             else:
                 _signal_group(trainer, signal.SIGTERM)
 

@@ -95,6 +95,30 @@ def signal_all(pids: list[int], number: int) -> None:
             continue
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone, or waits for its parent to notice."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
+
+
+def signal_in_turn(pids: list[int], number: int, each_s: float, all_s: float) -> None:
+    """Send a signal that ends a process to one after another, the others standing still meanwhile (SIGSTOP), and wait for each to end.
+
+    At most ``each_s`` seconds for one and ``all_s`` for all; nobody is left standing.
+    """
+    signal_all(pids[1:], signal.SIGSTOP)
+    until = time.monotonic() + all_s
+    for pid in pids:
+        signal_all([pid], number)
+        signal_all([pid], signal.SIGCONT)
+        limit = min(until, time.monotonic() + each_s)
+        while time.monotonic() < limit and not has_ended(pid):
+            time.sleep(0.005)
+
+
 def reap() -> dict[int, int]:
     """Wait statuses of all children that have ended, by process id; never blocks."""
     ended: dict[int, int] = {}

@@ -23,7 +23,7 @@ from agent.keeper import Ended, Keeper
 from agent.loop import Loop
 from agent.output import Log, Output
 from agent.pacing import StepClock
-from agent.processes import become_subreaper, descendants, family, kill_below, reap
+from agent.processes import become_subreaper, descendants, family, has_ended, kill_below, reap, signal_in_turn
 from tests.agent.support import wait_for
 
 DEADLINE_S = 20.0
@@ -415,3 +415,47 @@ def test_a_suspended_agent_takes_nothing_for_silent(loop: Loop, monkeypatch: pyt
     attempt: Any = SimpleNamespace(loop=loop)
     hang.look(training, attempt)
     assert not hang.hung
+
+
+def test_stacks_of_a_trainer_and_its_workers_do_not_run_into_each_other(tmp_path: Path) -> None:
+    # Given a trainer with three workers that all write their stacks to the same pipe
+    worker = "import faulthandler, time\nfaulthandler.enable()\ndef waits_for_ever():\n    print('here', flush=True)\n    time.sleep(600)\n"
+    trainer = (
+        f"{worker}import subprocess, sys\n"
+        f"below = [subprocess.Popen([sys.executable, '-c', {worker + 'waits_for_ever()'!r}]) for _ in range(3)]\n"
+        "waits_for_ever()\n"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", trainer], stdout=writer, stderr=writer)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as said:
+        assert [said.readline() for _ in range(4)] == ["here\n"] * 4
+        everyone = [process.pid, *descendants(process.pid)]
+        assert len(everyone) == 4
+        # When they are told one after another
+        signal_in_turn(everyone, signal.SIGABRT, 20.0, 60.0)
+        # Then each stack is whole
+        assert [pid for pid in everyone if not has_ended(pid)] == []
+        text = said.read()
+    assert process.wait() == -signal.SIGABRT
+    assert text.split("Fatal Python error: Aborted\n")[0] == ""
+    stacks = text.split("Fatal Python error: Aborted\n")[1:]
+    assert len(stacks) == 4 and all('File "<string>", line 5 in waits_for_ever\n' in stack for stack in stacks)
+
+
+def test_one_that_outlasts_the_signal_holds_up_the_others_for_its_share_only() -> None:
+    deaf = "import signal, time\nsignal.signal(signal.SIGABRT, signal.SIG_IGN)\nprint('here', flush=True)\ntime.sleep(600)\n"
+    both = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        for program in (deaf, deaf.replace("SIG_IGN", "SIG_DFL"))
+    ]
+    try:
+        for each in both:
+            assert each.stdout is not None and each.stdout.readline() == b"here\n"
+        signal_in_turn([each.pid for each in both], signal.SIGABRT, 0.05, 60.0)
+        assert both[1].wait() == -signal.SIGABRT
+        assert both[0].poll() is None and not has_ended(both[0].pid)
+    finally:
+        for each in both:
+            each.kill()
+            each.communicate()
