@@ -105,7 +105,7 @@ def test_no_stack_of_a_hung_trainer_pushes_out_anothers(loop: Loop, tmp_path: Pa
         said.say(f"Fatal Python error: Aborted\n\nCurrent thread:\n{dump}".encode())
     kept = said.log.last_lines()
     assert {line.split('"')[1] for line in kept if '"' in line} == {"trainer.py", "worker 1.py", "worker 2.py"}
-    assert len(kept) == 189
+    assert len(kept) == 186
     # and the next start has no more room than before
     said.log.begin(steady() + 1)
     said.say(b"line\n" * 80)

@@ -175,8 +175,10 @@ def test_a_run_whose_trainer_writes_in_place_ends_and_says_how_to_mend_it(tmp_pa
 
 
 def test_a_torn_commit_is_set_aside_and_the_one_before_it_stands(tmp_path: Path) -> None:
-    run = Run(tmp_path, recipe="by-name", save_interval=10, args=("step_s=0.02", "wait_at=25"))
+    # a second between the two saves, so that the first is published before the second is newer
+    run = Run(tmp_path, recipe="by-name", save_interval=10, args=("step_s=0.1", "wait_at=25"))
     with run.attempt() as attempt:
+        wait_for(lambda: "published step 10" in attempt.log(), "the first commit")
         wait_for(lambda: "published step 20" in attempt.log(), "the second commit")
         (attempt.scratch / "checkpoints" / "20" / "more").write_text("x")
         assert attempt.end() == 78
